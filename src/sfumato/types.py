@@ -1,0 +1,62 @@
+"""The types that every room shares, and the axis names used in every signature.
+
+Axes: ``B`` pictures (or rows) in a batch, ``H W`` height and width (latent or pixel, as the docstring says),
+``C`` channels, ``L`` text tokens, ``D`` width of a feature, ``P`` width of the pooled text, ``E`` extra input
+channels, ``N`` attention heads, ``Q K`` queries and keys, ``T`` size numbers of SDXL (6, or 5 for its refiner).
+Arrays are channel-last everywhere.
+"""
+
+from __future__ import annotations
+
+import dataclasses as dc
+from typing import Any, TypeVar, dataclass_transform
+
+import jax
+from jaxtyping import Array, Float
+
+T = TypeVar("T")
+
+
+@dataclass_transform(frozen_default=True)
+def pytree(cls: type[T]) -> type[T]:
+    """A frozen dataclass that jax can pass through its transformations; fields made by `static` are not leaves."""
+    return jax.tree_util.register_dataclass(dc.dataclass(frozen=True)(cls))
+
+
+def static(**kwargs: Any) -> Any:
+    """A dataclass field that is part of the program and not of the data: changing it compiles anew."""
+    return dc.field(metadata={"static": True}, **kwargs)
+
+
+@pytree
+class Residuals:
+    """What a ControlNet adds to a UNet: one array for each skip connection, and one for the middle block."""
+
+    down: tuple[Float[Array, "B _ _ _"], ...]
+    mid: Float[Array, "B _ _ _"]
+
+
+@pytree
+class Conditioning:
+    """All that the UNet sees besides the latents and the time."""
+
+    context: Float[Array, "B L D"]
+    """Text features, the keys and values of cross-attention."""
+    pooled: Float[Array, "B P"] | None = None
+    """SDXL: the pooled text features."""
+    time_ids: Float[Array, "B T"] | None = None
+    """SDXL: original height and width, crop top and left, target height and width, in pixels."""
+    channels: Float[Array, "B H W E"] | None = None
+    """Extra input channels (depth, the picture to be edited, mask and masked picture), at latent size."""
+    residuals: Residuals | None = None
+    """The sum of what all ControlNets add."""
+
+
+@pytree
+class Prediction:
+    """What the UNet returns."""
+
+    eps: Float[Array, "B H W C"]
+    """The raw output in the model's own terms (noise, velocity or clean latents), float32."""
+    taps: dict[str, Float[Array, "B _ _ _"]]
+    """Attention probabilities [B N Q K] of the layers that were asked for, by checkpoint path, float32."""
