@@ -6,6 +6,7 @@ A network computes in the type of its parameters: cast the parameters and the co
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -15,27 +16,77 @@ from jaxtyping import Array, Float
 from sfumato.models import kernels
 
 
+M = TypeVar("M", bound=nnx.Module)
+Initializer = Callable[..., Any]
+
+
+class Shapes(nnx.Rngs):
+    """Stands where random keys would come from: a network built with it has shapes and no numbers.
+
+    Tracing the construction instead (`nnx.eval_shape`) takes seconds for a network of this size.
+    """
+
+    def __init__(self) -> None:
+        pass
+
+    def params(self) -> None:
+        return None
+
+
+def abstract(network: Callable[..., M], config: Any) -> M:
+    """The network of `config` with `jax.ShapeDtypeStruct`s for parameters: nothing is allocated."""
+    return network(config, rngs=Shapes())
+
+
+def init(initializer: Initializer) -> Initializer:
+    """The initializer, which gives just a shape where there is no key (see `Shapes`)."""
+
+    def start(key: Any, shape: tuple[int, ...], dtype: Any = jnp.float32) -> Any:
+        return jax.ShapeDtypeStruct(shape, dtype) if key is None else initializer(key, shape, dtype)
+
+    return start
+
+
+ZEROS, ONES, LECUN = (init(i) for i in (nnx.initializers.zeros, nnx.initializers.ones, nnx.initializers.lecun_normal()))
+
+
+def parameter(rngs: nnx.Rngs, shape: tuple[int, ...], initializer: Initializer) -> nnx.Param:
+    """A float32 parameter that is no part of a layer."""
+    return nnx.Param(init(initializer)(rngs.params(), shape, jnp.float32))
+
+
 def linear(inputs: int, outputs: int, *, bias: bool = True, rngs: nnx.Rngs) -> nnx.Linear:
     """A dense layer."""
-    return nnx.Linear(inputs, outputs, use_bias=bias, dot_general=kernels.dot_general, rngs=rngs)
+    return nnx.Linear(
+        inputs, outputs, use_bias=bias, kernel_init=LECUN, bias_init=ZEROS, dot_general=kernels.dot_general, rngs=rngs
+    )
 
 
 def conv(
     inputs: int, outputs: int, size: int = 3, *, stride: int = 1, padding: int | str | tuple | None = None,
     bias: bool = True, zero: bool = False, rngs: nnx.Rngs,
-) -> nnx.Conv:
+) -> nnx.Conv:  # fmt: skip
     """A square convolution, padded by `size // 2` unless told otherwise. `zero` starts it at zero (a "zero
     convolution", arXiv:2302.05543, section 3.1)."""
-    init = nnx.initializers.zeros_init() if zero else nnx.initializers.lecun_normal()
     return nnx.Conv(
         inputs, outputs, (size, size), strides=stride, padding=size // 2 if padding is None else padding,
-        use_bias=bias, kernel_init=init, conv_general_dilated=kernels.conv_general_dilated, rngs=rngs,
-    )
+        use_bias=bias, kernel_init=ZEROS if zero else LECUN, bias_init=ZEROS,
+        conv_general_dilated=kernels.conv_general_dilated, rngs=rngs,
+    )  # fmt: skip
+
+
+def embed(count: int, width: int, *, rngs: nnx.Rngs) -> nnx.Embed:
+    """A table of vectors, started as CLIP's (standard deviation 0.02)."""
+    table = nnx.Embed(count, width, embedding_init=init(nnx.initializers.normal(0.02)), rngs=rngs)
+    table.dtype = None  # nnx.Embed notes the first type of its parameter and would keep to it after a cast
+    return table
 
 
 def layer_norm(width: int, *, epsilon: float = 1e-5, rngs: nnx.Rngs) -> nnx.LayerNorm:
     """Layer normalization with float32 statistics."""
-    return nnx.LayerNorm(width, epsilon=epsilon, use_fast_variance=False, rngs=rngs)
+    return nnx.LayerNorm(
+        width, epsilon=epsilon, use_fast_variance=False, scale_init=ONES, bias_init=ZEROS, rngs=rngs
+    )
 
 
 class GroupNorm(nnx.Module):
@@ -43,8 +94,8 @@ class GroupNorm(nnx.Module):
 
     def __init__(self, groups: int, channels: int, *, epsilon: float, rngs: nnx.Rngs):
         self.groups, self.epsilon = groups, epsilon
-        self.scale = nnx.Param(jnp.ones(channels))
-        self.bias = nnx.Param(jnp.zeros(channels))
+        self.scale = parameter(rngs, (channels,), nnx.initializers.ones)
+        self.bias = parameter(rngs, (channels,), nnx.initializers.zeros)
 
     def __call__(self, x: Float[Array, "B *space C"]) -> Float[Array, "B *space C"]:
         return kernels.group_norm(x, self.scale[...], self.bias[...], self.groups, self.epsilon)

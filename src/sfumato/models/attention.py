@@ -1,0 +1,133 @@
+"""Attention layers of the UNet, and how their attention maps are asked for.
+
+A *tap* is the checkpoint path of an attention layer, such as ``mid_block.attentions.0.transformer_blocks.0.attn2``.
+Every module is called with the taps below it, by paths relative to itself, and returns the maps beside its output;
+a layer that is not tapped never forms its map as a whole.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from sfumato.models import kernels
+from sfumato.models.layers import GroupNorm, Identity, conv, gelu, layer_norm, linear
+
+Taps = frozenset[str]
+Maps = dict[str, Float[Array, "B _ _ _"]]
+NO_TAPS: Taps = frozenset()
+
+
+def below(taps: Taps, name: str) -> Taps:
+    """The taps inside the submodule `name`, by their paths relative to it."""
+    return frozenset(tap[len(name) + 1 :] for tap in taps if tap.startswith(name + "."))
+
+
+def above(name: str, maps: Mapping[str, Array]) -> Maps:
+    """The maps of submodule `name`, by their paths relative to its parent."""
+    return {f"{name}.{path}": value for path, value in maps.items()}
+
+
+def maybe_remat(remat: bool, call: Callable[..., Any]) -> Callable[..., Any]:
+    """`call`, recomputed in the backward pass instead of remembered if `remat` (gradient checkpointing)."""
+    return jax.checkpoint(call) if remat else call
+
+
+class Attention(nnx.Module):
+    """Multi-head attention (arXiv:1706.03762, section 3.2.2): to itself, or to a context of width `context`."""
+
+    def __init__(self, width: int, heads: int, *, context: int | None = None, rngs: nnx.Rngs):
+        self.heads = heads
+        self.to_q = linear(width, width, bias=False, rngs=rngs)
+        self.to_k = linear(context or width, width, bias=False, rngs=rngs)
+        self.to_v = linear(context or width, width, bias=False, rngs=rngs)
+        self.to_out = nnx.List([linear(width, width, rngs=rngs)])
+
+    def __call__(
+        self, x: Float[Array, "B Q D"], context: Float[Array, "B K F"] | None = None, tap: bool = False
+    ) -> tuple[Float[Array, "B Q D"], Float[Array, "B N Q K"] | None]:
+        context = x if context is None else context
+        q, k, v = (self._split(y) for y in (self.to_q(x), self.to_k(context), self.to_v(context)))
+        if tap:
+            probabilities = kernels.attention_map(q, k)
+            out = kernels.weigh(probabilities, v)
+        else:
+            probabilities, out = None, kernels.attention(q, k, v)
+        return self.to_out[0](out.reshape(x.shape)), probabilities
+
+    def _split(self, y: Float[Array, "B L D"]) -> Float[Array, "B L N d"]:
+        return y.reshape(*y.shape[:2], self.heads, -1)
+
+
+class GEGLU(nnx.Module):
+    """A linear layer gated by the GELU of another (arXiv:2002.05202, eq. 6)."""
+
+    def __init__(self, inputs: int, outputs: int, *, rngs: nnx.Rngs):
+        self.proj = linear(inputs, 2 * outputs, rngs=rngs)
+
+    def __call__(self, x: Float[Array, "B L D"]) -> Float[Array, "B L F"]:
+        value, gate = jnp.split(self.proj(x), 2, axis=-1)
+        return value * gelu(gate)
+
+
+class FeedForward(nnx.Module):
+    """Two layers with four times the width between them; `net.1` is the place of dropout."""
+
+    def __init__(self, width: int, *, rngs: nnx.Rngs):
+        self.net = nnx.List([GEGLU(width, 4 * width, rngs=rngs), Identity(), linear(4 * width, width, rngs=rngs)])
+
+    def __call__(self, x: Float[Array, "B L D"]) -> Float[Array, "B L D"]:
+        for layer in self.net:
+            x = layer(x)
+        return x
+
+
+class TransformerBlock(nnx.Module):
+    """Self-attention, attention to the text, feed-forward, each normalized first and added."""
+
+    def __init__(self, width: int, heads: int, context: int, *, rngs: nnx.Rngs):
+        self.norm1 = layer_norm(width, rngs=rngs)
+        self.attn1 = Attention(width, heads, rngs=rngs)
+        self.norm2 = layer_norm(width, rngs=rngs)
+        self.attn2 = Attention(width, heads, context=context, rngs=rngs)
+        self.norm3 = layer_norm(width, rngs=rngs)
+        self.ff = FeedForward(width, rngs=rngs)
+
+    def __call__(
+        self, x: Float[Array, "B Q D"], context: Float[Array, "B K F"], taps: Taps = NO_TAPS
+    ) -> tuple[Float[Array, "B Q D"], Maps]:
+        own, own_map = self.attn1(self.norm1(x), tap="attn1" in taps)
+        x = x + own
+        text, text_map = self.attn2(self.norm2(x), context, tap="attn2" in taps)
+        x = x + text
+        maps = {"attn1": own_map, "attn2": text_map}
+        return x + self.ff(self.norm3(x)), {name: value for name, value in maps.items() if value is not None}
+
+
+class Transformer(nnx.Module):
+    """A stack of transformer blocks over the positions of a picture (arXiv:2112.10752, section 3.3 and appendix E.2.1)."""
+
+    def __init__(
+        self, width: int, heads: int, context: int, *, depth: int, groups: int, use_linear: bool, rngs: nnx.Rngs
+    ):
+        self.norm = GroupNorm(groups, width, epsilon=1e-6, rngs=rngs)
+        self.proj_in = linear(width, width, rngs=rngs) if use_linear else conv(width, width, 1, rngs=rngs)
+        self.transformer_blocks = nnx.List([TransformerBlock(width, heads, context, rngs=rngs) for _ in range(depth)])
+        self.proj_out = linear(width, width, rngs=rngs) if use_linear else conv(width, width, 1, rngs=rngs)
+
+    def __call__(
+        self, x: Float[Array, "B H W C"], context: Float[Array, "B K F"], taps: Taps = NO_TAPS, remat: bool = False
+    ) -> tuple[Float[Array, "B H W C"], Maps]:
+        h, maps = self.proj_in(self.norm(x)).reshape(x.shape[0], -1, x.shape[-1]), {}
+        for i, block in enumerate(self.transformer_blocks):
+            name = f"transformer_blocks.{i}"
+            inner = below(taps, name)
+            call = maybe_remat(remat, lambda block, h, context, inner=inner: block(h, context, inner))
+            h, got = call(block, h, context)
+            maps |= above(name, got)
+        return x + self.proj_out(h.reshape(x.shape)), maps

@@ -1,0 +1,69 @@
+"""ControlNet (arXiv:2302.05543): a second encoder half that sees a control picture and adds to the UNet's skips."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from sfumato.models.config import ControlNetConfig
+from sfumato.models.layers import conv
+from sfumato.models.unet import Encoder
+from sfumato.types import Conditioning, Residuals
+
+
+class ControlEmbedding(nnx.Module):
+    """Brings the control picture from pixel size to latent size (section 3.2 of the paper); ends in a zero convolution."""
+
+    def __init__(self, config: ControlNetConfig, *, rngs: nnx.Rngs):
+        widths = config.conditioning_embedding_out_channels
+        self.conv_in = conv(config.conditioning_channels, widths[0], rngs=rngs)
+        self.blocks = nnx.List([
+            layer
+            for width, wider in zip(widths, widths[1:], strict=False)
+            for layer in (conv(width, width, rngs=rngs), conv(width, wider, stride=2, rngs=rngs))
+        ])  # fmt: skip
+        self.conv_out = conv(widths[-1], config.block_out_channels[0], zero=True, rngs=rngs)
+
+    def __call__(self, image: Float[Array, "B H W C"]) -> Float[Array, "B h w D"]:
+        h = jax.nn.silu(self.conv_in(image))
+        for block in self.blocks:
+            h = jax.nn.silu(block(h))
+        return self.conv_out(h)
+
+
+class ControlNet(Encoder):
+    """The trainable copy of the UNet's encoder half and its zero convolutions."""
+
+    def __init__(self, config: ControlNetConfig, *, rngs: nnx.Rngs):
+        super().__init__(config, rngs=rngs)
+        self.config = config
+        self.controlnet_cond_embedding = ControlEmbedding(config, rngs=rngs)
+        channels, last = config.block_out_channels, len(config.block_out_channels) - 1
+        widths = [channels[0]]
+        for level, width in enumerate(channels):
+            widths += [width] * (config.layers(level) + (level < last))
+        self.controlnet_down_blocks = nnx.List([conv(width, width, 1, zero=True, rngs=rngs) for width in widths])
+        self.controlnet_mid_block = conv(channels[-1], channels[-1], 1, zero=True, rngs=rngs)
+
+    def __call__(
+        self, x: Float[Array, "B h w C"], t: Float[Array, ""] | Float[Array, " B"], cond: Conditioning,
+        image: Float[Array, "B H W K"],
+    ) -> Residuals:  # fmt: skip
+        """What this net adds to the UNet at strength 1.
+
+        `x` are the same noisy latents as the UNet's (without its extra channels), `image` the control picture in
+        [0, 1] at pixel size. Residuals are [B 1 1 C] where the net averages them over the picture.
+        """
+        if self.config.controlnet_conditioning_channel_order == "bgr":
+            image = image[..., ::-1]
+        t = jnp.broadcast_to(t, x.shape[:1])
+        emb = self.embed(self.config, t, cond)
+        h = self.conv_in(x.astype(self.dtype)) + self.controlnet_cond_embedding(image.astype(self.dtype))
+        skips, mid, _ = self.encode(h, emb, cond.context.astype(self.dtype))
+        down = [zero(skip) for zero, skip in zip(self.controlnet_down_blocks, skips, strict=True)]
+        mid = self.controlnet_mid_block(mid)
+        if self.config.global_pool_conditions:
+            down, mid = [r.mean((1, 2), keepdims=True) for r in down], mid.mean((1, 2), keepdims=True)
+        return Residuals(tuple(down), mid)

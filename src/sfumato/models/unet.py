@@ -1,0 +1,142 @@
+"""The denoising UNet of SD 1.x, 2.x and SDXL (arXiv:2112.10752, arXiv:2307.01952)."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from sfumato.errors import SfumatoError
+from sfumato.models.attention import NO_TAPS, Maps, Taps, above, below
+from sfumato.models.config import EncoderConfig, UNetConfig
+from sfumato.models.embeddings import TextEmbedding, TimeEmbedding, sinusoidal
+from sfumato.models.layers import GroupNorm, conv
+from sfumato.models.unet_blocks import DownBlock, MidBlock, UpBlock
+from sfumato.types import Conditioning, Prediction
+
+
+class Encoder(nnx.Module):
+    """The half that the UNet and the ControlNet share: from the latents down to the middle block."""
+
+    remat: bool = False
+    """Gradient checkpointing: recompute each block in the backward pass instead of keeping its inner results."""
+
+    def __init__(self, config: EncoderConfig, *, condition: int | None = None, rngs: nnx.Rngs):
+        channels, levels = config.block_out_channels, range(len(config.block_out_channels))
+        self.conv_in = conv(config.in_channels, channels[0], rngs=rngs)
+        self.time_embedding = TimeEmbedding(channels[0], config.time_dim, condition=condition, rngs=rngs)
+        if config.addition_embed_type == "text_time":
+            width = config.projection_class_embeddings_input_dim or 0
+            self.add_embedding = TimeEmbedding(width, config.time_dim, rngs=rngs)
+        elif config.addition_embed_type == "text":
+            heads = config.addition_embed_type_num_heads
+            self.add_embedding = TextEmbedding(config.context_dim(0), config.time_dim, heads, rngs=rngs)
+        self.down_blocks = nnx.List([DownBlock(config, level, rngs=rngs) for level in levels])
+        if config.mid_block_type is not None:
+            self.mid_block = MidBlock(config, rngs=rngs)
+
+    @property
+    def dtype(self) -> jnp.dtype:
+        """The type that the network computes in: that of its parameters."""
+        return self.conv_in.kernel.dtype
+
+    def embed(
+        self, config: EncoderConfig, t: Float[Array, " B"], cond: Conditioning, guidance: Float[Array, "B G"] | None = None
+    ) -> Float[Array, "B M"]:
+        """The embedding of the time and of all that is added to it."""
+        waves = {"flip_sin_to_cos": config.flip_sin_to_cos, "freq_shift": config.freq_shift}
+        emb = self.time_embedding(sinusoidal(t, config.block_out_channels[0], **waves), guidance)
+        if config.addition_embed_type == "text":
+            return emb + self.add_embedding(cond.context.astype(self.dtype))
+        if config.addition_embed_type == "text_time":
+            if cond.pooled is None or cond.time_ids is None:
+                raise SfumatoError("This is an SDXL network: its conditioning needs pooled text features and time_ids.")
+            sizes = sinusoidal(cond.time_ids.reshape(-1), config.addition_time_embed_dim or 0, **waves)
+            sizes = sizes.reshape(t.shape[0], -1)
+            return emb + self.add_embedding(jnp.concatenate([cond.pooled.astype(jnp.float32), sizes], axis=-1))
+        return emb
+
+    def encode(
+        self, x: Float[Array, "B H W C"], emb: Float[Array, "B M"], context: Float[Array, "B L D"], taps: Taps = NO_TAPS
+    ) -> tuple[list[Array], Array, Maps]:
+        """From the output of `conv_in` to (all skip connections, output of the middle block, attention maps)."""
+        skips, maps = [x], {}
+        for i, block in enumerate(self.down_blocks):
+            name = f"down_blocks.{i}"
+            new, got = block(skips[-1], emb, context, below(taps, name), self.remat)
+            skips, maps = skips + new, maps | above(name, got)
+        mid = skips[-1]
+        if hasattr(self, "mid_block"):
+            mid, got = self.mid_block(mid, emb, context, below(taps, "mid_block"), self.remat)
+            maps |= above("mid_block", got)
+        return skips, mid, maps
+
+
+class UNet(Encoder):
+    """Predicts noise (or velocity, or the clean latents) from noisy latents, a time and a conditioning."""
+
+    def __init__(self, config: UNetConfig, *, rngs: nnx.Rngs):
+        super().__init__(config, condition=config.time_cond_proj_dim, rngs=rngs)
+        self.config = config
+        levels = range(len(config.block_out_channels))
+        width = config.block_out_channels[0]
+        self.up_blocks = nnx.List([UpBlock(config, level, rngs=rngs) for level in reversed(levels)])
+        self.conv_norm_out = GroupNorm(config.norm_num_groups, width, epsilon=config.norm_eps, rngs=rngs)
+        self.conv_out = conv(width, config.out_channels, rngs=rngs)
+
+    def __call__(
+        self, x: Float[Array, "B H W C"], t: Float[Array, ""] | Float[Array, " B"], cond: Conditioning,
+        taps: Taps = NO_TAPS, guidance: Float[Array, "B G"] | None = None,
+    ) -> Prediction:  # fmt: skip
+        """One evaluation.
+
+        `x` are latents at height H and width W of latent size; `t` is the time step in the training schedule's
+        numbering, one for all rows or one a row, and need not be whole; `taps` names the attention layers whose maps
+        are wanted, by checkpoint path; `guidance` is the embedded guidance scale of a distilled model.
+        Raises SfumatoError for channels or taps that the network does not have.
+        """
+        self._check(x, cond, taps)
+        t = jnp.broadcast_to(t, x.shape[:1])
+        context = cond.context.astype(self.dtype)
+        emb = self.embed(self.config, t, cond, guidance)
+        if cond.channels is not None:
+            x = jnp.concatenate([x, cond.channels.astype(x.dtype)], axis=-1)
+        skips, h, maps = self.encode(self.conv_in(x.astype(self.dtype)), emb, context, taps)
+        if cond.residuals is not None:
+            skips = [skip + more.astype(self.dtype) for skip, more in zip(skips, cond.residuals.down, strict=True)]
+            h = h + cond.residuals.mid.astype(self.dtype)
+        for i, block in enumerate(self.up_blocks):
+            name = f"up_blocks.{i}"
+            h, got = block(h, skips, emb, context, below(taps, name), self.remat)
+            maps |= above(name, got)
+        out = self.conv_out(jax.nn.silu(self.conv_norm_out(h)))
+        return Prediction(out.astype(jnp.promote_types(self.dtype, jnp.float32)), maps)
+
+    def attention_paths(self) -> tuple[str, ...]:
+        """The checkpoint paths of all attention layers, in the order of the forward pass: what may be tapped."""
+        config, paths = self.config, []
+
+        def visit(block: str, layers: int, level: int) -> None:
+            stems = (f"{block}.attentions.{i}.transformer_blocks.{j}" for i in range(layers) for j in range(config.depth(level)))
+            paths.extend(f"{stem}.{kind}" for stem in stems for kind in ("attn1", "attn2"))
+
+        last = len(config.block_out_channels) - 1
+        for level, block in enumerate(self.down_blocks):
+            visit(f"down_blocks.{level}", len(block.resnets) * hasattr(block, "attentions"), level)
+        if hasattr(self, "mid_block"):
+            visit("mid_block", len(self.mid_block.attentions), last)
+        for i, block in enumerate(self.up_blocks):
+            visit(f"up_blocks.{i}", len(block.resnets) * hasattr(block, "attentions"), last - i)
+        return tuple(paths)
+
+    def _check(self, x: Array, cond: Conditioning, taps: Taps) -> None:
+        extra = 0 if cond.channels is None else cond.channels.shape[-1]
+        if x.shape[-1] + extra != self.config.in_channels:
+            raise SfumatoError(
+                f"This UNet takes {self.config.in_channels} input channels, but the latents have {x.shape[-1]} and the "
+                f"conditioning adds {extra}."
+            )
+        unknown = taps - set(self.attention_paths()) if taps else taps
+        if unknown:
+            raise SfumatoError(f"This UNet has no attention layer {min(unknown)!r}; see UNet.attention_paths().")
