@@ -1,0 +1,1 @@
+"""Prompts and the tokens that text encoders read."""
