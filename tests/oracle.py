@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
 from sfumato.io.fill import fill
 from sfumato.io.tensors import LazyTensor
+from sfumato.models.layers import abstract
 
 M = TypeVar("M", bound=nnx.Module)
 
@@ -32,9 +35,21 @@ def lazy(state: Mapping[str, Any]) -> dict[str, LazyTensor]:
     return {key: LazyTensor.of(value.detach().numpy()) for key, value in state.items()}
 
 
-def fill_from_torch(factory: Callable[[], M], module: Any, **kwargs: Any) -> M:
-    """Our module with the reference's weights; any key without a partner is an error."""
-    return fill(factory(), lazy(module.state_dict()), dtype="float32", **kwargs)
+def fill_from_torch(network: Callable[..., M], config: Any, module: Any) -> M:
+    """Our `network` of `config` with the reference's weights, float32; any key without a partner is an error."""
+    return fill(abstract(network, config), lazy(module.state_dict()))
+
+
+def fresh(network: Callable[..., M], config: Any, seed: int = 0) -> M:
+    """Our `network` of `config` with random numbers from numpy: jax's initializers take long to compile."""
+    rng = np.random.default_rng(seed)
+
+    def draw(parameter: jax.ShapeDtypeStruct) -> jax.Array:
+        if len(parameter.shape) == 1:
+            return jnp.asarray(rng.uniform(0.5, 1.5, parameter.shape), jnp.float32)
+        return jnp.asarray(rng.standard_normal(parameter.shape) / np.prod(parameter.shape[:-1]) ** 0.5, jnp.float32)
+
+    return jax.tree.map(draw, abstract(network, config))
 
 
 def to_torch(x: Any) -> Any:

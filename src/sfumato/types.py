@@ -9,12 +9,18 @@ Arrays are channel-last everywhere.
 from __future__ import annotations
 
 import dataclasses as dc
-from typing import Any, TypeVar, dataclass_transform
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, TypeVar, dataclass_transform
 
 import jax
-from jaxtyping import Array, Float
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
 
 T = TypeVar("T")
+if TYPE_CHECKING:
+    Numbers = Array
+else:  # tables are numpy arrays on the host, and jax arrays inside the loop
+    Numbers = Array | np.ndarray
 
 
 @dataclass_transform(frozen_default=True)
@@ -60,3 +66,42 @@ class Prediction:
     """The raw output in the model's own terms (noise, velocity or clean latents), float32."""
     taps: dict[str, Float[Array, "B _ _ _"]]
     """Attention probabilities [B N Q K] of the layers that were asked for, by checkpoint path, float32."""
+
+
+@pytree
+class Step:
+    """One evaluation of the network: a row of a sampler's table. In a table every array has the rows as first axis."""
+
+    index: Int[Numbers, "*N"]
+    """The row's number, from 0."""
+    progress: Float[Numbers, "*N"]
+    """The share of the steps before this one, in [0, 1): what windows are measured in."""
+    active: Bool[Numbers, "*N"]
+    """False for rows that are passed over: those before the start of image-to-image, and padding."""
+    t: Float[Numbers, "*N"]
+    """The time that the network is told, in the training schedule's numbering."""
+    alpha: Float[Numbers, "*N"]
+    """The share of the picture in the latents that are evaluated: x = alpha x0 + sigma eps."""
+    sigma: Float[Numbers, "*N"]
+    alpha_next: Float[Numbers, "*N"]
+    """The share of the picture in the latents that come out of this row."""
+    sigma_next: Float[Numbers, "*N"]
+    coefficients: Mapping[str, Float[Numbers, "*N"]]
+    """What else the sampler needs, worked out in float64 before anything is compiled."""
+    noise: Float[Numbers, "*N B H W C"] | None = None
+    """Standard normal noise for samplers that take some in every row."""
+
+
+@pytree
+class Window:
+    """A part of the sampling process, from `start` (inclusive) to `stop` (exclusive) in shares of the steps.
+
+    The only window rule there is: a row is inside if start <= progress < stop.
+    """
+
+    start: Float[Array, ""] | float = 0.0
+    stop: Float[Array, ""] | float = 1.0
+
+    def active(self, step: Step) -> Bool[Array, ""]:
+        """Whether `step` is inside."""
+        return (step.progress >= self.start) & (step.progress < self.stop)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from oracle import assert_close, from_torch, lazy, seeded, to_torch
+from oracle import assert_close, fresh, from_torch, lazy, seeded, to_torch
 from sfumato.errors import SfumatoError
 from sfumato.io.fill import fill, slots
 from sfumato.models.clip import (
@@ -135,7 +135,7 @@ def test_the_gradient_of_the_token_embeddings(pair):
 
 
 def test_checkpointing_recomputes_every_layer():
-    model, ids = ClipTextEncoder(TINY, rngs=nnx.Rngs(0)), jnp.asarray(prompts(EOS))
+    model, ids = fresh(ClipTextEncoder, TINY, 0), jnp.asarray(prompts(EOS))
     gradient = jax.make_jaxpr(jax.grad(lambda model: model(ids).hidden.sum()))
     programs = [str(gradient(with_remat(model, remat))) for remat in (False, True)]
     assert [program.count("= remat") for program in programs] == [0, 2]
@@ -143,7 +143,7 @@ def test_checkpointing_recomputes_every_layer():
 
 @pytest.mark.parametrize("config", [TINY, CONFIGS["bigG"]], ids=["ViT-L", "bigG"])
 def test_bfloat16_is_finite_and_close(config):
-    wide = ClipTextEncoder(config, rngs=nnx.Rngs(1))
+    wide = fresh(ClipTextEncoder, config, 1)
     narrow = jax.tree.map(lambda a: a.astype(jnp.bfloat16), wide)
     encode = jax.jit(lambda model: model(jnp.asarray(prompts(EOS))))
     got, expected = encode(narrow), encode(wide)
@@ -153,7 +153,7 @@ def test_bfloat16_is_finite_and_close(config):
 
 
 def test_later_words_do_not_change_earlier_features():
-    model, ids = ClipTextEncoder(TINY, rngs=nnx.Rngs(2)), prompts(EOS)
+    model, ids = fresh(ClipTextEncoder, TINY, 2), prompts(EOS)
     changed = ids.copy()
     changed[:, 6:] = 3
     before, after = (np.asarray(model(jnp.asarray(rows)).hidden) for rows in (ids, changed))
@@ -163,7 +163,7 @@ def test_later_words_do_not_change_earlier_features():
 
 @pytest.mark.parametrize("eos", [EOS, 2])
 def test_added_tokens_reach_the_table_and_do_not_pass_for_the_end(eos):
-    model = ClipTextEncoder(dc.replace(PROJECTING, eos_token_id=eos), rngs=nnx.Rngs(3))
+    model = fresh(ClipTextEncoder, dc.replace(PROJECTING, eos_token_id=eos), 3)
     table = model.text_model.embeddings.token_embedding
     table.embedding = nnx.Param(jnp.concatenate([table.embedding[...], table.embedding[5:6]]))
     plain, added = np.array([[BOS, 5, EOS, EOS]]), np.array([[BOS, 100, EOS, EOS]])
@@ -178,7 +178,7 @@ def test_added_tokens_reach_the_table_and_do_not_pass_for_the_end(eos):
 ])  # fmt: skip
 def test_what_does_not_fit_is_said(ids, skip, message):
     with pytest.raises(SfumatoError, match=message):
-        ClipTextEncoder(TINY, rngs=nnx.Rngs(0))(jnp.asarray(ids), skip)
+        fresh(ClipTextEncoder, TINY, 0)(jnp.asarray(ids), skip)
 
 
 @pytest.mark.parametrize(("change", "message"), [

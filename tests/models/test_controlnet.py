@@ -7,12 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+
 from models.test_unet import added_conditions, conditioning, inputs
 from models.tiny import CONTROLNETS, UNETS
 from oracle import assert_close, fill_from_torch, from_torch, seeded, to_torch
-
 from sfumato.models.config import ControlNetConfig, UNetConfig, from_dict
 from sfumato.models.controlnet import ControlNet
+from sfumato.types import Residuals
 
 
 def control_inputs(name: str):
@@ -23,6 +24,11 @@ def control_inputs(name: str):
     return config, values, np.random.default_rng(3).random(shape, np.float32)
 
 
+def evaluate(net: ControlNet, values: dict, image: np.ndarray) -> Residuals:
+    x, t = jnp.asarray(values["x"]), jnp.asarray(values["t"])
+    return jax.jit(lambda net, *inputs: net(*inputs))(net, x, t, conditioning(values), jnp.asarray(image))
+
+
 @pytest.mark.parity
 @pytest.mark.parametrize("name", CONTROLNETS)
 def test_residuals_equal_the_reference(name):
@@ -31,11 +37,17 @@ def test_residuals_equal_the_reference(name):
 
     theirs = seeded(lambda: ControlNetModel(**CONTROLNETS[name]))
     config, values, image = control_inputs(name)
-    ours = fill_from_torch(lambda: ControlNet(config, rngs=nnx.Rngs(0)), theirs)
-    got = jax.jit(lambda m, *a: m(*a))(ours, jnp.asarray(values["x"]), jnp.asarray(values["t"]), conditioning(values), jnp.asarray(image))
+    ours = fill_from_torch(ControlNet, config, theirs)
+    got = jax.jit(lambda m, *a: m(*a))(
+        ours, jnp.asarray(values["x"]), jnp.asarray(values["t"]), conditioning(values), jnp.asarray(image)
+    )
     added = added_conditions(values)
     want = theirs(
-        to_torch(values["x"]), torch.tensor(501.0), to_torch(values["context"]), to_torch(image), added_cond_kwargs=added
+        to_torch(values["x"]),
+        torch.tensor(501.0),
+        to_torch(values["context"]),
+        to_torch(image),
+        added_cond_kwargs=added,
     )
     assert len(got.down) == len(want.down_block_res_samples)
     for a, b in zip((*got.down, got.mid), (*want.down_block_res_samples, want.mid_block_res_sample), strict=True):
@@ -46,5 +58,7 @@ def test_residuals_equal_the_reference(name):
 def test_a_new_net_adds_exactly_nothing(name):
     config, values, image = control_inputs(name)
     net = ControlNet(config, rngs=nnx.Rngs(0))
-    got = jax.jit(lambda m, *a: m(*a))(net, jnp.asarray(values["x"]), jnp.asarray(values["t"]), conditioning(values), jnp.asarray(image))
+    got = jax.jit(lambda m, *a: m(*a))(
+        net, jnp.asarray(values["x"]), jnp.asarray(values["t"]), conditioning(values), jnp.asarray(image)
+    )
     assert all(not r.any() for r in (*got.down, got.mid))

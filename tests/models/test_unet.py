@@ -10,9 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from models.tiny import UNETS
-from oracle import assert_close, fill_from_torch, from_torch, seeded, to_torch
 
+from models.tiny import UNETS
+from oracle import assert_close, fill_from_torch, fresh, from_torch, seeded, to_torch
 from sfumato.errors import SfumatoError
 from sfumato.models.config import UNetConfig, from_dict
 from sfumato.models.unet import UNet
@@ -89,7 +89,7 @@ def pair(name: str):
 
     theirs = seeded(lambda: UNet2DConditionModel(**UNETS[name]))
     config = from_dict(UNetConfig, UNETS[name])
-    return fill_from_torch(lambda: UNet(config, rngs=nnx.Rngs(0)), theirs), theirs
+    return fill_from_torch(UNet, config, theirs), theirs
 
 
 @pytest.mark.parity
@@ -107,7 +107,7 @@ def test_every_block_equals_the_reference(name):
     values = inputs(ours.config)
     seen = {}
     for path, module in theirs.named_modules():
-        if path.startswith(("down_blocks", "mid_block", "up_blocks")) and path.count(".") == 3 or path == "mid_block":
+        if (path.startswith(("down_blocks", "mid_block", "up_blocks")) and path.count(".") == 3) or path == "mid_block":
             module.register_forward_hook(lambda m, i, o, path=path: seen.__setitem__(path, o))
     run_torch(theirs, values)
     skips, mid = encode(ours, values)
@@ -202,13 +202,13 @@ def test_tapped_maps_equal_the_reference(kind):
     assert_close(got.eps, from_torch(want))
 
 
-def fresh(name: str = "sd1", **changes) -> UNet:
-    return UNet(from_dict(UNetConfig, UNETS[name] | changes), rngs=nnx.Rngs(0))
+def new(name: str = "sd1") -> UNet:
+    return fresh(UNet, from_dict(UNetConfig, UNETS[name]))
 
 
 @pytest.mark.parametrize("name", ["sd1", "sdxl", "no-attention-below"])
 def test_every_attention_path_can_be_tapped_and_changes_nothing(name):
-    unet = fresh(name)
+    unet = new(name)
     values = inputs(unet.config)
     paths = unet.attention_paths()
     tapped = run(unet, values, taps=frozenset(paths))
@@ -224,6 +224,7 @@ def test_large_maps_in_blocks_equal_whole_ones(monkeypatch):
 
     rng = np.random.default_rng(0)
     q, k, v = (jnp.asarray(rng.standard_normal((2, length, 3, 8)), jnp.float32) for length in (50, 33, 33))
+
     def grads():
         return jax.grad(lambda *a: (kernels.attention(*a) ** 2).sum(), argnums=(0, 1, 2))(q, k, v)
 
@@ -236,7 +237,7 @@ def test_large_maps_in_blocks_equal_whole_ones(monkeypatch):
 
 
 def test_bfloat16_is_finite_and_near_float32():
-    unet = fresh("sdxl")
+    unet = new("sdxl")
     values = inputs(unet.config)
     half = jax.tree.map(lambda a: a.astype(jnp.bfloat16), unet)
     assert half.dtype == jnp.bfloat16
@@ -248,7 +249,7 @@ def test_bfloat16_is_finite_and_near_float32():
 def test_gradient_checkpointing_keeps_less_and_changes_no_number():
     # Counted in what the forward pass hands to the backward pass: XLA's CPU backend undoes recomputation when it
     # compiles, GPU and TPU do not.
-    unet = fresh("sd1")
+    unet = new("sd1")
     values = inputs(unet.config, size=(32, 32))
     loss = lambda m: (run(m, values).eps ** 2).mean()  # noqa: E731
     kept, grads = [], []
@@ -269,13 +270,13 @@ def test_gradient_checkpointing_keeps_less_and_changes_no_number():
     ],
 )
 def test_what_the_network_does_not_have_is_refused(changes, taps, words):
-    unet = fresh()
+    unet = new()
     with pytest.raises(SfumatoError, match=words):
         run(unet, inputs(unet.config) | changes, taps=frozenset(taps))
 
 
 def test_an_sdxl_network_without_pooled_features_is_refused():
-    unet = fresh("sdxl")
+    unet = new("sdxl")
     values = inputs(unet.config)
     del values["pooled"], values["time_ids"]
     with pytest.raises(SfumatoError, match="SDXL"):

@@ -34,7 +34,10 @@ def above(name: str, maps: Mapping[str, Array]) -> Maps:
 
 
 def maybe_remat(remat: bool, call: Callable[..., Any]) -> Callable[..., Any]:
-    """`call`, recomputed in the backward pass instead of remembered if `remat` (gradient checkpointing)."""
+    """`call`, recomputed in the backward pass instead of remembered if `remat` (gradient checkpointing).
+
+    XLA's CPU compiler undoes it unless `compiler_options={"xla_disable_hlo_passes": "cse_barrier_expander"}`.
+    """
     return jax.checkpoint(call) if remat else call
 
 
@@ -110,7 +113,7 @@ class TransformerBlock(nnx.Module):
 
 
 class Transformer(nnx.Module):
-    """A stack of transformer blocks over the positions of a picture (arXiv:2112.10752, section 3.3 and appendix E.2.1)."""
+    """A stack of transformer blocks over the positions of a picture (arXiv:2112.10752, appendix E.2.1)."""
 
     def __init__(
         self, width: int, heads: int, context: int, *, depth: int, groups: int, use_linear: bool, rngs: nnx.Rngs

@@ -16,8 +16,15 @@ class ResnetBlock(nnx.Module):
     """
 
     def __init__(
-        self, inputs: int, outputs: int, *, time: int | None, groups: int, epsilon: float,
-        activation: str = "silu", rngs: nnx.Rngs,
+        self,
+        inputs: int,
+        outputs: int,
+        *,
+        time: int | None,
+        groups: int,
+        epsilon: float,
+        activation: str = "silu",
+        rngs: nnx.Rngs,
     ):
         self.activation = activation
         self.norm1 = GroupNorm(groups, inputs, epsilon=epsilon, rngs=rngs)
@@ -29,9 +36,7 @@ class ResnetBlock(nnx.Module):
         if inputs != outputs:
             self.conv_shortcut = conv(inputs, outputs, 1, rngs=rngs)
 
-    def __call__(
-        self, x: Float[Array, "B H W I"], emb: Float[Array, "B M"] | None = None
-    ) -> Float[Array, "B H W O"]:
+    def __call__(self, x: Float[Array, "B H W I"], emb: Float[Array, "B M"] | None = None) -> Float[Array, "B H W O"]:
         act = ACTIVATIONS[self.activation]
         h = self.conv1(act(self.norm1(x)))
         if emb is not None:
@@ -59,9 +64,7 @@ class Upsample(nnx.Module):
     def __init__(self, channels: int, *, rngs: nnx.Rngs):
         self.conv = conv(channels, channels, rngs=rngs)
 
-    def __call__(
-        self, x: Float[Array, "B h w C"], size: tuple[int, int] | None = None
-    ) -> Float[Array, "B H W C"]:
+    def __call__(self, x: Float[Array, "B h w C"], size: tuple[int, int] | None = None) -> Float[Array, "B H W C"]:
         return self.conv(nearest(x, size or (2 * x.shape[1], 2 * x.shape[2])))
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -14,14 +16,14 @@ from sfumato.types import Conditioning, Residuals
 
 
 class ControlEmbedding(nnx.Module):
-    """Brings the control picture from pixel size to latent size (section 3.2 of the paper); ends in a zero convolution."""
+    """Brings the control picture from pixel size to latent size (section 3.2); ends in a zero convolution."""
 
     def __init__(self, config: ControlNetConfig, *, rngs: nnx.Rngs):
         widths = config.conditioning_embedding_out_channels
         self.conv_in = conv(config.conditioning_channels, widths[0], rngs=rngs)
         self.blocks = nnx.List([
             layer
-            for width, wider in zip(widths, widths[1:], strict=False)
+            for width, wider in pairwise(widths)
             for layer in (conv(width, width, rngs=rngs), conv(width, wider, stride=2, rngs=rngs))
         ])  # fmt: skip
         self.conv_out = conv(widths[-1], config.block_out_channels[0], zero=True, rngs=rngs)

@@ -36,9 +36,7 @@ class TimeEmbedding(nnx.Module):
         if condition is not None:
             self.cond_proj = linear(condition, inputs, bias=False, rngs=rngs)
 
-    def __call__(
-        self, x: Float[Array, "B I"], condition: Float[Array, "B G"] | None = None
-    ) -> Float[Array, "B O"]:
+    def __call__(self, x: Float[Array, "B I"], condition: Float[Array, "B G"] | None = None) -> Float[Array, "B O"]:
         x = x.astype(self.linear_1.kernel.dtype)
         if condition is not None:
             x = x + self.cond_proj(condition.astype(x.dtype))

@@ -62,7 +62,9 @@ def attention_map(
 
 
 def attention(
-    q: Float[Array, "B Q N D"], k: Float[Array, "B K N D"], v: Float[Array, "B K N D"],
+    q: Float[Array, "B Q N D"],
+    k: Float[Array, "B K N D"],
+    v: Float[Array, "B K N D"],
     mask: Float[Array, "#B #N #Q K"] | None = None,
 ) -> Float[Array, "B Q N D"]:
     """Scaled dot-product attention (arXiv:1706.03762, eq. 1); `mask` is added to the logits.

@@ -15,7 +15,6 @@ from jaxtyping import Array, Float
 
 from sfumato.models import kernels
 
-
 M = TypeVar("M", bound=nnx.Module)
 Initializer = Callable[..., Any]
 
@@ -84,9 +83,7 @@ def embed(count: int, width: int, *, rngs: nnx.Rngs) -> nnx.Embed:
 
 def layer_norm(width: int, *, epsilon: float = 1e-5, rngs: nnx.Rngs) -> nnx.LayerNorm:
     """Layer normalization with float32 statistics."""
-    return nnx.LayerNorm(
-        width, epsilon=epsilon, use_fast_variance=False, scale_init=ONES, bias_init=ZEROS, rngs=rngs
-    )
+    return nnx.LayerNorm(width, epsilon=epsilon, use_fast_variance=False, scale_init=ONES, bias_init=ZEROS, rngs=rngs)
 
 
 class GroupNorm(nnx.Module):
@@ -119,7 +116,11 @@ def gelu(x: Array) -> Array:
 
 
 ACTIVATIONS: Mapping[str, Callable[[Array], Array]] = {
-    "gelu": gelu, "quick_gelu": quick_gelu, "silu": jax.nn.silu, "swish": jax.nn.silu,
-    "relu": jax.nn.relu, "mish": jax.nn.mish,
+    "gelu": gelu,
+    "quick_gelu": quick_gelu,
+    "silu": jax.nn.silu,
+    "swish": jax.nn.silu,
+    "relu": jax.nn.relu,
+    "mish": jax.nn.mish,
 }
 """Activations by the names that configuration files use."""

@@ -42,7 +42,11 @@ class Encoder(nnx.Module):
         return self.conv_in.kernel.dtype
 
     def embed(
-        self, config: EncoderConfig, t: Float[Array, " B"], cond: Conditioning, guidance: Float[Array, "B G"] | None = None
+        self,
+        config: EncoderConfig,
+        t: Float[Array, " B"],
+        cond: Conditioning,
+        guidance: Float[Array, "B G"] | None = None,
     ) -> Float[Array, "B M"]:
         """The embedding of the time and of all that is added to it."""
         waves = {"flip_sin_to_cos": config.flip_sin_to_cos, "freq_shift": config.freq_shift}
@@ -118,7 +122,11 @@ class UNet(Encoder):
         config, paths = self.config, []
 
         def visit(block: str, layers: int, level: int) -> None:
-            stems = (f"{block}.attentions.{i}.transformer_blocks.{j}" for i in range(layers) for j in range(config.depth(level)))
+            stems = (
+                f"{block}.attentions.{i}.transformer_blocks.{j}"
+                for i in range(layers)
+                for j in range(config.depth(level))
+            )
             paths.extend(f"{stem}.{kind}" for stem in stems for kind in ("attn1", "attn2"))
 
         last = len(config.block_out_channels) - 1

@@ -8,7 +8,7 @@ from jaxtyping import Array, Float
 
 from sfumato.models.attention import NO_TAPS, Maps, Taps, Transformer, above, below, maybe_remat
 from sfumato.models.blocks import Downsample, ResnetBlock, Upsample
-from sfumato.models.config import EncoderConfig
+from sfumato.models.config import EncoderConfig, UNetConfig
 
 
 def resnet(config: EncoderConfig, inputs: int, outputs: int, rngs: nnx.Rngs) -> ResnetBlock:
@@ -31,10 +31,10 @@ class Level(nnx.Module):
     """Residual blocks, each followed by a transformer where the level has attention."""
 
     resnets: nnx.List[ResnetBlock]
+    attentions: nnx.List[Transformer]
+    """Not there in a level without attention."""
 
-    def _layer(
-        self, i: int, x: Array, emb: Array, context: Array, taps: Taps, remat: bool
-    ) -> tuple[Array, Maps]:
+    def _layer(self, i: int, x: Array, emb: Array, context: Array, taps: Taps, remat: bool) -> tuple[Array, Maps]:
         x = maybe_remat(remat, lambda block, x, emb: block(x, emb))(self.resnets[i], x, emb)
         if not hasattr(self, "attentions"):
             return x, {}
@@ -93,7 +93,7 @@ class MidBlock(nnx.Module):
 class UpBlock(Level):
     """A level on the way up; each layer takes one skip connection from the end of the list."""
 
-    def __init__(self, config: EncoderConfig, level: int, *, rngs: nnx.Rngs):
+    def __init__(self, config: UNetConfig, level: int, *, rngs: nnx.Rngs):
         channels, index = config.block_out_channels, len(config.block_out_channels) - 1 - level
         width = channels[level]
         below_width, above_width = channels[min(level + 1, len(channels) - 1)], channels[max(level - 1, 0)]
@@ -102,7 +102,7 @@ class UpBlock(Level):
             resnet(config, (width if i else below_width) + (width if i < layers[-1] else above_width), width, rngs)
             for i in layers
         ])  # fmt: skip
-        if config.up_block_types[index] == "CrossAttnUpBlock2D":  # type: ignore[attr-defined]
+        if config.up_block_types[index] == "CrossAttnUpBlock2D":
             self.attentions = nnx.List([transformer(config, level, rngs) for _ in layers])
         if level > 0:
             self.upsamplers = nnx.List([Upsample(width, rngs=rngs)])
@@ -117,5 +117,5 @@ class UpBlock(Level):
             x, got = self._layer(i, x, emb, context, taps, remat)
             maps |= got
         if hasattr(self, "upsamplers"):
-            x = self.upsamplers[0](x, skips[-1].shape[1:3])
+            x = self.upsamplers[0](x, (skips[-1].shape[1], skips[-1].shape[2]))
         return x, maps

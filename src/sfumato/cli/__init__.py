@@ -1,0 +1,51 @@
+"""The command line: one file a sub-command."""
+
+from __future__ import annotations
+
+import os
+import sys
+import warnings
+from typing import Any
+
+import typer
+
+from sfumato.cli.inspect import inspect
+from sfumato.errors import SfumatoError
+from sfumato.version import __version__
+
+app = typer.Typer(
+    name="sfumato", help="Controlled image generation with latent diffusion, in JAX.", no_args_is_help=True,
+    add_completion=False, pretty_exceptions_enable=False, context_settings={"help_option_names": ["-h", "--help"]},
+)  # fmt: skip
+app.command()(inspect)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"sfumato {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: bool = typer.Option(False, "--version", callback=_version, is_eager=True, help="Show the version."),
+) -> None:
+    pass
+
+
+def main() -> None:
+    """Runs the command line: a user's mistake is one sentence on standard error and exit status 2."""
+    warnings.showwarning = _show_warning
+    try:
+        app()
+    except SfumatoError as error:
+        typer.echo(f"sfumato: {error}", err=True)
+        sys.exit(2)
+    except BrokenPipeError:
+        # Whoever read the output has seen enough (`| head`); the interpreter must not complain when it closes it.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+
+
+def _show_warning(message: Any, *_: Any, **__: Any) -> None:
+    typer.echo(f"sfumato: {message}", err=True)

@@ -1,0 +1,76 @@
+"""The command line as a process of its own: output, one sentence for a mistake, exit status."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+import sfumato
+
+
+def run(*args: str) -> subprocess.CompletedProcess:
+    environment = os.environ | {"COLUMNS": "120", "NO_COLOR": "1"}
+    return subprocess.run([sys.executable, "-m", "sfumato", *args], capture_output=True, text=True, env=environment)
+
+
+@pytest.fixture
+def embedding(tmp_path):
+    path = tmp_path / "embedding.safetensors"
+    save_file({"<cat>": np.ones((2, 768), np.float32)}, path)
+    return path
+
+
+def test_version():
+    assert run("--version").stdout == f"sfumato {sfumato.__version__}\n"
+
+
+def test_help_names_the_commands():
+    out = run("--help").stdout
+    assert "inspect" in out
+
+
+def test_inspect(embedding):
+    out = run("inspect", str(embedding))
+    assert out.returncode == 0
+    assert "textual inversion" in out.stdout
+    assert "<cat>" in out.stdout
+    assert not out.stderr
+
+
+def test_inspect_as_json(embedding):
+    value = json.loads(run("inspect", "--json", str(embedding)).stdout)
+    assert value["kind"] == "textual inversion"
+    assert value["family"] == "sd1"
+    assert value["problem"] is None
+
+
+def test_inspect_of_a_broken_file_exits_with_1(tmp_path):
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"0" * 64 + b"\nsize 4265146304\n")
+    out = run("inspect", str(path))
+    assert out.returncode == 1
+    assert "git" in out.stdout
+    assert not out.stderr
+
+
+def test_inspect_deep_finds_what_is_not_a_number(tmp_path):
+    path = tmp_path / "embedding.safetensors"
+    save_file({"<cat>": np.full((2, 768), np.nan, np.float32)}, path)
+    assert run("inspect", str(path)).returncode == 0
+    out = run("inspect", "--deep", str(path))
+    assert out.returncode == 1
+    assert "NaN" in out.stdout
+
+
+def test_a_mistake_is_one_sentence_and_status_2():
+    out = run("inspect", "nothing-here.safetensors")
+    assert out.returncode == 2
+    assert out.stdout == ""
+    assert out.stderr.startswith("sfumato: ")
+    assert out.stderr.count("\n") == 1

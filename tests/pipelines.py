@@ -1,0 +1,76 @@
+"""Tiny torch pipelines with random weights, one for each kind of model that people have."""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+from typing import Any
+
+from models.tiny import REFINER, SD1, SD2, SDXL
+from oracle import seeded
+from sfumato.text.tokenizer import clip_tokenizer
+
+VAE = {
+    "block_out_channels": [8, 16], "down_block_types": ["DownEncoderBlock2D"] * 2, "norm_num_groups": 4,
+    "up_block_types": ["UpDecoderBlock2D"] * 2, "layers_per_block": 1, "latent_channels": 4,
+}  # fmt: skip
+TEXT = {
+    "hidden_size": 24, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4,
+    "vocab_size": 49408, "hidden_act": "quick_gelu", "eos_token_id": 49407, "bos_token_id": 49406,
+}  # fmt: skip
+TEXT_2 = TEXT | {"hidden_size": 20, "projection_dim": 20, "hidden_act": "gelu"}
+XL_TEXT = TEXT | {"hidden_size": 12}
+XL_TEXT_2 = TEXT_2 | {"hidden_size": 20}
+
+KINDS: dict[str, tuple[str, dict[str, Any]]] = {
+    "sd1": ("StableDiffusionPipeline", SD1),
+    "sd1-inpaint": ("StableDiffusionInpaintPipeline", SD1 | {"in_channels": 9}),
+    "instruct-pix2pix": ("StableDiffusionInstructPix2PixPipeline", SD1 | {"in_channels": 8}),
+    "sd2": ("StableDiffusionPipeline", SD2),
+    "sd2-depth": ("StableDiffusionDepth2ImgPipeline", SD2 | {"in_channels": 5}),
+    "sdxl": ("StableDiffusionXLPipeline", SDXL | {"cross_attention_dim": 32}),
+    "sdxl-refiner": ("StableDiffusionXLImg2ImgPipeline", REFINER | {"cross_attention_dim": 20}),
+}
+"""diffusers' pipeline and the UNet of each kind."""
+
+
+@functools.cache
+def tokenizer(pad: str, folder: Path) -> Any:
+    from transformers import CLIPTokenizer
+
+    clip_tokenizer(pad).save(folder)
+    return CLIPTokenizer.from_pretrained(folder)
+
+
+def torch_pipeline(kind: str, folder: Path) -> Any:
+    """The tiny pipeline of a kind; `folder` is a place for its tokenizers' files."""
+    import diffusers
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+
+    name, unet = KINDS[kind]
+    xl = kind.startswith("sdxl")
+    v = kind == "sd2"
+    scheduler = diffusers.DDIMScheduler(
+        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False, set_alpha_to_one=False,
+        steps_offset=1, prediction_type="v_prediction" if v else "epsilon",
+    )  # fmt: skip
+    parts: dict[str, Any] = {
+        "unet": seeded(lambda: diffusers.UNet2DConditionModel(**unet), 1),
+        "vae": seeded(lambda: diffusers.AutoencoderKL(**VAE, scaling_factor=0.13025 if xl else 0.18215), 2),
+        "scheduler": scheduler,
+        "tokenizer": tokenizer("!" if kind.startswith("sd2") else "<|endoftext|>", folder / "tok"),
+        "text_encoder": seeded(lambda: CLIPTextModel(CLIPTextConfig(**(XL_TEXT if xl else TEXT))), 3),
+    }
+    if xl:
+        parts["tokenizer_2"] = tokenizer("!", folder / "tok2")
+        parts["text_encoder_2"] = seeded(lambda: CLIPTextModelWithProjection(CLIPTextConfig(**XL_TEXT_2)), 4)
+    if kind == "sdxl-refiner":
+        parts |= {"tokenizer": None, "text_encoder": None}
+    pipeline = getattr(diffusers, name)
+    absent = {"safety_checker", "feature_extractor", "image_encoder", "depth_estimator"}
+    parts |= dict.fromkeys(absent & set(pipeline.__init__.__annotations__))
+    if "requires_safety_checker" in pipeline.__init__.__annotations__:
+        parts["requires_safety_checker"] = False
+    if kind == "sdxl-refiner":
+        parts["requires_aesthetics_score"] = True
+    return pipeline(**parts)
