@@ -1,5 +1,34 @@
 """Array types are checked in every test run: the hook must stand before the first import of sfumato."""
 
+from __future__ import annotations
+
+import functools
+
+import pytest
 from jaxtyping import install_import_hook
 
-install_import_hook("sfumato", "beartype.beartype")
+install_import_hook("sfumato", "typechecker.checked")
+
+
+@pytest.fixture(scope="session")
+def saved(tmp_path_factory):
+    """saved(kind): a folder that diffusers saved, and the tiny pipeline (tests/pipelines.py) that it came from."""
+    from pipelines import torch_pipeline
+
+    @functools.cache
+    def get(kind: str):
+        folder = tmp_path_factory.mktemp(kind)
+        pipeline = torch_pipeline(kind, folder)
+        pipeline.save_pretrained(folder / "model")
+        pipeline.set_progress_bar_config(disable=True)
+        return folder / "model", pipeline
+
+    return get
+
+
+@pytest.fixture(scope="session")
+def loaded(saved):
+    """loaded(kind): the same as a model of ours. Nothing may change it, so it is read once."""
+    import sfumato
+
+    return functools.cache(lambda kind: sfumato.load(saved(kind)[0]))

@@ -6,38 +6,64 @@ The public names, each loaded when it is first used, so that importing sfumato t
 from __future__ import annotations
 
 import importlib
+import sys
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from sfumato.version import __version__
 
 if TYPE_CHECKING:
+    from sfumato.annotators import annotate, annotators
+    from sfumato.controls import CFG, Control, ControlNet, Inpaint
     from sfumato.errors import FileError, MismatchError, SfumatoError
+    from sfumato.generate import Cancelled, generate
+    from sfumato.images import Images, Picture
     from sfumato.io.inspect import inspect
     from sfumato.io.load import load, load_controlnet
     from sfumato.io.save import save
     from sfumato.model import Model
     from sfumato.schedule import Schedule
-    from sfumato.types import Conditioning, Prediction, Residuals
+    from sfumato.types import Conditioning, Prediction, Residuals, Window
 
 _HOMES = {
-    "FileError": "errors", "MismatchError": "errors", "SfumatoError": "errors",
-    "inspect": "io.inspect", "load": "io.load", "load_controlnet": "io.load", "save": "io.save",
-    "Model": "model", "Schedule": "schedule",
-    "Conditioning": "types", "Prediction": "types", "Residuals": "types",
-}  # fmt: skip
+    "annotators": ("annotate", "annotators"),
+    "controls": ("CFG", "Control", "ControlNet", "Inpaint"),
+    "errors": ("FileError", "MismatchError", "SfumatoError"),
+    "generate": ("Cancelled", "generate"),
+    "images": ("Images", "Picture"),
+    "io.inspect": ("inspect",),
+    "io.load": ("load", "load_controlnet"),
+    "io.save": ("save",),
+    "model": ("Model",),
+    "schedule": ("Schedule",),
+    "types": ("Conditioning", "Prediction", "Residuals", "Window"),
+}
+_MODULE_OF = {name: module for module, names in _HOMES.items() for name in names}
 
 __all__ = [
-    "Conditioning", "FileError", "MismatchError", "Model", "Prediction", "Residuals", "Schedule", "SfumatoError",
-    "__version__", "inspect", "load", "load_controlnet", "save",
+    "CFG", "Cancelled", "Conditioning", "Control", "ControlNet", "FileError", "Images", "Inpaint", "MismatchError",
+    "Model", "Picture", "Prediction", "Residuals", "Schedule", "SfumatoError", "Window", "__version__", "annotate",
+    "annotators", "generate", "inspect", "load", "load_controlnet", "save",
 ]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
+    if name not in _MODULE_OF:
         raise AttributeError(f"module 'sfumato' has no attribute {name!r}")
-    value = getattr(importlib.import_module(f"sfumato.{_HOMES[name]}"), name)
+    value = getattr(importlib.import_module(f"sfumato.{_MODULE_OF[name]}"), name)
     globals()[name] = value
     return value
+
+
+class _Package(ModuleType):
+    """A public name stays what it is, also where a module has the same one: importing that would set it."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if not (name in _MODULE_OF and isinstance(value, ModuleType)):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package
 
 
 def __dir__() -> list[str]:

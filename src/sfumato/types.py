@@ -18,7 +18,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 T = TypeVar("T")
 if TYPE_CHECKING:
-    Numbers = Array
+    Numbers = Any
 else:  # tables are numpy arrays on the host, and jax arrays inside the loop
     Numbers = Array | np.ndarray
 
@@ -78,6 +78,8 @@ class Step:
     """The share of the steps before this one, in [0, 1): what windows are measured in."""
     active: Bool[Numbers, "*N"]
     """False for rows that are passed over: those before the start of image-to-image, and padding."""
+    last: Bool[Numbers, "*N"]
+    """True in the row that ends the whole process."""
     t: Float[Numbers, "*N"]
     """The time that the network is told, in the training schedule's numbering."""
     alpha: Float[Numbers, "*N"]

@@ -17,7 +17,7 @@ import sfumato
 from models.test_unet import inputs, run, run_torch
 from models.tiny import CONTROLNETS
 from oracle import assert_close, from_torch, seeded, to_torch
-from pipelines import KINDS, torch_pipeline
+from pipelines import KINDS
 from sfumato.io.fill import slots
 from sfumato.io.folder import choose_weights
 from sfumato.model import check_fits
@@ -26,22 +26,6 @@ FAMILIES = {
     "sd1": "sd1", "sd1-inpaint": "sd1", "instruct-pix2pix": "sd1", "sd2": "sd2", "sd2-depth": "sd2", "sdxl": "sdxl",
     "sdxl-refiner": "sdxl-refiner",
 }  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def saved(tmp_path_factory):
-    """Folders that diffusers saved, by kind, with the pipeline that they came from."""
-    made = {}
-
-    def get(kind: str):
-        if kind not in made:
-            folder = tmp_path_factory.mktemp(kind)
-            pipeline = torch_pipeline(kind, folder)
-            pipeline.save_pretrained(folder / "model")
-            made[kind] = folder / "model", pipeline
-        return made[kind]
-
-    return get
 
 
 def parameters(module: nnx.Module) -> dict[str, np.ndarray]:

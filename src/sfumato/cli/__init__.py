@@ -9,6 +9,7 @@ from typing import Any
 
 import typer
 
+from sfumato.cli.annotate import annotate, annotators
 from sfumato.cli.inspect import inspect
 from sfumato.errors import SfumatoError
 from sfumato.version import __version__
@@ -17,7 +18,8 @@ app = typer.Typer(
     name="sfumato", help="Controlled image generation with latent diffusion, in JAX.", no_args_is_help=True,
     add_completion=False, pretty_exceptions_enable=False, context_settings={"help_option_names": ["-h", "--help"]},
 )  # fmt: skip
-app.command()(inspect)
+for command in (inspect, annotate, annotators):
+    app.command()(command)
 
 
 def _version(wanted: bool) -> None:

@@ -25,9 +25,11 @@ UNICODE = b"UNICODE\0"
 MAKER = b"sfumato\0"
 
 NEGATIVE = "Negative prompt:"
-PAIR = re.compile(r'\s*(\w[\w \-/]*):\s*("(?:\\.|[^"\\])*"|[^,]*)(?:,|$)')
+PAIR = re.compile(r'(\w[\w \-/]{0,60}):\s*("(?:\\.|[^"\\])*"|[^,]*)(?:,|$)')
 FEWEST = 3
 """Pairs that a last line must have to be settings and not a prompt."""
+LONGEST = 50_000
+"""Characters that such a line may have."""
 
 
 def _size(text: str) -> list[int]:
@@ -35,13 +37,17 @@ def _size(text: str) -> list[int]:
     return [int(width), int(height)]
 
 
+def _number(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, int | float) else str(value)
+
+
 SETTINGS: Mapping[str, tuple[str, Callable[[str], Any], Callable[[Any], Any]]] = {
     "Steps": ("steps", int, str),
     "Sampler": ("sampler", str, str),
-    "CFG scale": ("guidance", float, lambda scale: f"{scale:g}"),
+    "CFG scale": ("guidance", float, _number),
     "Seed": ("seed", int, str),
     "Size": ("size", _size, lambda size: "{}x{}".format(*size)),
-    "Denoising strength": ("strength", float, lambda strength: f"{strength:g}"),
+    "Denoising strength": ("strength", float, _number),
     # They count the layers that are used from the end, we those that are left out.
     "Clip skip": ("clip_skip", lambda text: int(text) - 1, lambda skip: skip + 1),
 }
@@ -84,7 +90,7 @@ def from_parameters(text: str) -> dict[str, Any]:
     A setting of a name that we have not keeps its name and stays text.
     """
     *lines, last = text.strip().split("\n")
-    pairs = PAIR.findall(last)
+    pairs = PAIR.findall(last) if len(last) < LONGEST else []
     if len(pairs) < FEWEST:
         lines, pairs = [*lines, last], []
     start = next((number for number, line in enumerate(lines) if line.startswith(NEGATIVE)), len(lines))
@@ -113,16 +119,17 @@ def _unquoted(value: str) -> str:
 
 def save_options(metadata: Mapping[str, Any], kind: str) -> dict[str, Any]:
     """What PIL's `save` needs to put the metadata into a file of the format `kind`."""
-    text = to_parameters(metadata).encode("utf-8", "replace").decode()
+    own = to_json(metadata)
+    text = to_parameters(json.loads(own)).encode("utf-8", "replace").decode()
     if kind == "PNG":
         chunks = PngInfo()
         chunks.add_text(FOREIGN_CHUNK, text)
-        chunks.add_text(CHUNK, to_json(metadata))
+        chunks.add_text(CHUNK, own)
         return {"pnginfo": chunks}
     exif = Image.Exif()
     ifd = exif.get_ifd(EXIF_IFD)
     ifd[USER_COMMENT] = UNICODE + text.encode("utf-16-be")
-    ifd[MAKER_NOTE] = MAKER + to_json(metadata).encode()
+    ifd[MAKER_NOTE] = MAKER + own.encode()
     data = exif.tobytes()
     if len(data) > 65533:
         raise SfumatoError(f"The metadata has {len(data)} bytes and a {kind} file takes 65533; a PNG takes all.")

@@ -43,6 +43,9 @@ PARTNERS = {")": "(", "]": "["}
 SIGNS = re.compile(r"\\(?P<escaped>[()\[\]\\])|[(\[]|(?::\s*(?P<weight>[+-]?(?:\d+\.?\d*|\.\d+))\s*)?\)|\]")
 """What is not plain text: an escaped sign, an opening bracket, a closing one with or without a weight."""
 
+SMALLEST_MEAN = 1e-4
+"""The mean of features that is told from 0, in shares of their root mean square."""
+
 BREAK = re.compile(r"\bBREAK\b")
 
 READING = {
@@ -198,7 +201,9 @@ def _encode_all(
     encoders: list[ClipTextEncoder], tokens: list[Tokens], skip: int, normalize: bool
 ) -> TextFeatures:  # fmt: skip
     pairs = zip(encoders, tokens, strict=True)
-    features = [encode(encoder, each.ids, each.weights, skip, normalize) for encoder, each in pairs]
+    features = [
+        encode(encoder, jnp.asarray(each.ids), jnp.asarray(each.weights), skip, normalize) for encoder, each in pairs
+    ]
     return TextFeatures(jnp.concatenate([each.hidden for each in features], axis=-1), features[-1].pooled)
 
 
@@ -219,12 +224,14 @@ def encode(
 def weigh(hidden: Float[Array, "B L D"], weights: Float[Array, "B L"]) -> Float[Array, "B L D"]:
     """Multiplies the features of every token by its weight and restores the mean over the chunk.
 
-    h'_i = w_i h_i mean(h) / mean(w h): the rule of AUTOMATIC1111's web UI, per prompt, in float32. Where all weights
-    are 1, and where the weighted mean is 0, nothing is restored.
+    h'_i = w_i h_i mean(h) / mean(w h): the rule of AUTOMATIC1111's web UI, per prompt, in float32. Where one of the
+    means is as good as 0 their ratio says nothing, and nothing is restored.
     """
     plain = hidden.astype(jnp.float32)
     weighted = plain * weights[..., None]
     before, after = (jnp.mean(h, axis=(1, 2), keepdims=True) for h in (plain, weighted))
-    restored = weighted * jnp.where(after == 0, 1.0, before / jnp.where(after == 0, 1.0, after))
+    size = jnp.sqrt(jnp.mean(plain**2, axis=(1, 2), keepdims=True))
+    sound = jnp.minimum(jnp.abs(before), jnp.abs(after)) > SMALLEST_MEAN * size
+    restored = weighted * jnp.where(sound, before / jnp.where(sound, after, 1.0), 1.0)
     unweighted = (weights == 1).all(axis=1)[:, None, None]
     return jnp.where(unweighted, hidden, restored.astype(hidden.dtype))

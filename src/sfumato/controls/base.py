@@ -1,0 +1,144 @@
+"""What a control is: seven hooks of the loop, each pure and the identity unless a technique says otherwise."""
+
+from __future__ import annotations
+
+import dataclasses as dc
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, UInt8
+
+from sfumato.types import Conditioning, Prediction, Step
+
+if TYPE_CHECKING:
+    from sfumato.model import Model
+
+T = TypeVar("T")
+Latents = Float[Array, "B H W C"]
+State = Any
+"""What a control carries from row to row: a pytree."""
+
+COND, UNCOND = "cond", "uncond"
+"""The branches that every run has at hand: the prompt, and the negative prompt."""
+
+
+@dc.dataclass(frozen=True)
+class Request:
+    """What a control may know of a run when it is prepared, on the host."""
+
+    model: Model
+    prompts: Sequence[str]
+    """One for each picture."""
+    negatives: Sequence[str]
+    size: tuple[int, int]
+    """Width and height in pixels."""
+    noise: Float[Array, "B h w C"]
+    """The standard normal noise that each picture starts from."""
+    encode_image: Callable[[Float[np.ndarray, "B H W 3"]], Float[Array, "B h w C"]]
+    """Pixels in [-1, 1] to latents."""
+
+    @property
+    def batch(self) -> int:
+        """How many pictures there are."""
+        return len(self.prompts)
+
+
+@dc.dataclass(frozen=True)
+class Env:
+    """What a hook may call. It lives only while the loop is traced."""
+
+    evaluate: Callable[..., dict[str, Prediction]]
+    """({branch: latents}, taps) -> {branch: prediction}: one call of the network over the rows of all branches."""
+    x0: Callable[[Latents, Latents], Latents]
+    """(output, latents) -> the clean latents that the network's output stands for."""
+    eps: Callable[[Latents, Latents], Latents]
+    """(output, latents) -> the noise that it stands for."""
+    advance: Callable[[Latents, Latents, State], tuple[Latents, State]]
+    """(latents, output, sampler state) -> the sampler's own step."""
+
+
+class Control:
+    """A technique inside the loop. Subclasses are frozen dataclasses and pytrees (`sfumato.types.pytree`).
+
+    What differs between runs (numbers, arrays, windows, networks) is a leaf: changing it compiles nothing anew.
+    """
+
+    taps: frozenset[str] = frozenset()
+    """Attention layers whose maps the hooks want, by checkpoint path."""
+    per_picture: ClassVar[frozenset[str]] = frozenset()
+    """Fields whose arrays have the pictures as first axis: these are divided among devices, all others copied."""
+    sets_channels: ClassVar[bool] = False
+    """Whether `condition` sets the network's extra input channels; only one control of a run can."""
+
+    def prepare(self, request: Request) -> Control:
+        """On the host, before anything is compiled: checks, and makes arrays of strings and pictures. What comes out
+        goes into the loop. Raises SfumatoError for what does not fit the model or the run."""
+        return self
+
+    def finish(self, pictures: UInt8[np.ndarray, "B H W 3"]) -> UInt8[np.ndarray, "B H W 3"]:
+        """On the host, after decoding. Called on the control that the user gave, not on the prepared one."""
+        return pictures
+
+    def init(self, x: Latents) -> State:
+        """Its slot in what the loop carries."""
+        return ()
+
+    def branches(self, base: Mapping[str, Conditioning]) -> dict[str, Conditioning]:
+        """Further rows of the network's batch that it needs, by name; `base` has "cond" and "uncond"."""
+        return {}
+
+    def condition(
+        self, conds: dict[str, Conditioning], xs: Mapping[str, Latents], step: Step
+    ) -> dict[str, Conditioning]:  # fmt: skip
+        """Adds to what the network sees, all branches at once: residuals are summed, channels set once."""
+        return conds
+
+    def steer(
+        self, env: Env, xs: dict[str, Latents], step: Step, state: State
+    ) -> tuple[dict[str, Latents], State]:  # fmt: skip
+        """Moves the latents of the branches before the network is evaluated; gradients live here."""
+        return xs, state
+
+    def guide(
+        self, env: Env, preds: Mapping[str, Prediction], xs: Mapping[str, Latents], step: Step, state: State
+    ) -> tuple[Latents | float, State]:
+        """A difference that is added to the output of branch "cond", in the network's own terms."""
+        return 0.0, state
+
+    def project(self, x: Latents, step: Step, state: State) -> tuple[Latents, State]:
+        """Changes the latents after the sampler's step."""
+        return x, state
+
+
+def gate(on: Bool[Array, ""], call: Callable[[], T]) -> T:
+    """`call()` while `on`, otherwise zeros of its shape: costs nothing at run time while it is off."""
+    structure = []
+
+    def leaves() -> list[Array]:
+        flat, tree = jax.tree.flatten(call())
+        structure[:] = [tree]
+        return flat
+
+    shapes = jax.eval_shape(leaves)
+    flat = jax.lax.cond(on, leaves, lambda: [jnp.zeros(shape.shape, shape.dtype) for shape in shapes])
+    return jax.tree.unflatten(structure[0], flat)
+
+
+def batched(call: Callable[..., Any], *branches: Mapping[str, Any]) -> dict[str, Any]:
+    """One call over the rows of every branch: {name: rows} -> {name: results}.
+
+    The rows of a picture lie next to each other, so that a batch divided among devices stays where it is.
+    """
+    names = list(branches[0])
+
+    def join(*rows: Array) -> Array:
+        return jnp.stack(rows, axis=1).reshape(-1, *rows[0].shape[1:])
+
+    def part(index: int) -> Callable[[Array], Array]:
+        return lambda rows: rows.reshape(-1, len(names), *rows.shape[1:])[:, index]
+
+    out = call(*(jax.tree.map(join, *(branch[name] for name in names)) for branch in branches))
+    return {name: jax.tree.map(part(i), out) for i, name in enumerate(names)}

@@ -1,0 +1,43 @@
+"""Classifier-free guidance."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from sfumato.controls.base import COND, UNCOND, Control, Env, Latents, Request, State
+from sfumato.controls.check import number
+from sfumato.types import Conditioning, Prediction, Step, pytree
+
+
+@pytree
+class CFG(Control):
+    """out = uncond + scale (cond - uncond) (arXiv:2207.12598, eq. 6 with scale = 1 + w).
+
+    `scale` 1 is no guidance. `rescale` in [0, 1] is the share of the correction that gives the guided output the
+    standard deviation of the conditional one, picture by picture (arXiv:2305.08891, eq. 14-16; 0.7 there).
+    """
+
+    scale: Float[Array, ""] | float = 7.5
+    rescale: Float[Array, ""] | float = 0.0
+
+    def prepare(self, request: Request) -> CFG:
+        return CFG(number("The guidance scale", self.scale), number("CFG's rescale", self.rescale, 0, 1))
+
+    def branches(self, base: Mapping[str, Conditioning]) -> dict[str, Conditioning]:
+        return {UNCOND: base[UNCOND]}
+
+    def guide(
+        self, env: Env, preds: Mapping[str, Prediction], xs: Mapping[str, Latents], step: Step, state: State
+    ) -> tuple[Latents, State]:
+        cond, uncond = preds[COND].eps, preds[UNCOND].eps
+        guided = cond + (self.scale - 1) * (cond - uncond)
+
+        def deviation(out: Latents) -> Float[Array, "B 1 1 1"]:
+            return out.std((1, 2, 3), keepdims=True)
+
+        spread = deviation(guided)
+        matched = guided * jnp.where(spread > 0, deviation(cond) / jnp.where(spread > 0, spread, 1), 1)
+        return guided - cond + self.rescale * (matched - guided), state

@@ -1,0 +1,94 @@
+"""Inpainting, for models of 4 and of 9 input channels."""
+
+from __future__ import annotations
+
+import dataclasses as dc
+from collections.abc import Mapping
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Float32, UInt8
+
+from sfumato import image as pixels
+from sfumato.controls.base import Control, Latents, Request, State
+from sfumato.controls.check import pictures
+from sfumato.errors import SfumatoError
+from sfumato.models.blocks import nearest
+from sfumato.types import Conditioning, Step, pytree
+
+
+@dc.dataclass(frozen=True)
+class Inpaint(Control):
+    """Repaints a picture where `mask` is white, and gives it back exactly where the mask is black.
+
+    `image` is one picture for all or a list with one for each, `mask` a picture of the size of `image`. Models of 9
+    channels see mask and masked picture; for models of 4 the known part is put back, at the right noise, after every
+    step (arXiv:2201.09865, eq. 8, without resampling; arXiv:2112.10752, section 4.5).
+    """
+
+    image: Any
+    mask: Any
+
+    def prepare(self, request: Request) -> Control:
+        channels, latents = request.model.unet.config.in_channels, request.noise.shape[-1]
+        if channels not in (latents, 2 * latents + 1):
+            raise SfumatoError(
+                f"Inpaint needs a model of {latents} or {2 * latents + 1} input channels, and this one has {channels}."
+            )
+        image, mask = self._arrays(request.batch, request.size)
+        height, width = request.noise.shape[1:3]
+        small = nearest(jnp.asarray(mask), (height, width))
+        if channels == latents:
+            return KnownPart(request.encode_image(image), small, request.noise)
+        masked = request.encode_image(image * (mask < 0.5))
+        return MaskChannels(jnp.concatenate([small, masked], axis=-1))
+
+    def finish(self, made: UInt8[np.ndarray, "B H W 3"]) -> UInt8[np.ndarray, "B H W 3"]:
+        image, mask = self._arrays(len(made), (made.shape[2], made.shape[1]))
+        known = np.round((image + 1) * 127.5).astype(np.uint8)
+        return np.where(mask > 0.5, made, known)
+
+    def _arrays(
+        self, batch: int, size: tuple[int, int]
+    ) -> tuple[Float32[np.ndarray, "B H W 3"], Float32[np.ndarray, "B H W 1"]]:
+        """The pictures in [-1, 1] and the mask in {0, 1}."""
+        first = self.image[0] if isinstance(self.image, list | tuple) else self.image
+        picture, mask = pixels.read(first), pixels.read_mask(self.mask)
+        if picture.size != mask.shape[1::-1]:
+            sizes = "{}x{}".format(*picture.size), "{1}x{0}".format(*mask.shape)
+            raise SfumatoError(f"The mask must have the size of the picture, {sizes[0]}, and not {sizes[1]}.")
+        stretched = pixels.resize(pixels.read(np.repeat(mask, 3, axis=2)), size)
+        mask = pixels.read_mask(stretched)
+        return pictures("Inpaint", self.image, batch, size, signed=True), np.repeat(mask[None], batch, axis=0)
+
+
+@pytree
+class KnownPart(Control):
+    """After every step: x = mask x + (1 - mask) (alpha known + sigma noise), without noise after the last."""
+
+    known: Float[Array, "B h w C"]
+    mask: Float[Array, "B h w 1"]
+    noise: Float[Array, "B h w C"]
+
+    per_picture = frozenset({"known", "mask", "noise"})
+
+    def project(self, x: Latents, step: Step, state: State) -> tuple[Latents, State]:
+        noised = step.alpha_next * self.known + step.sigma_next * self.noise
+        known = jnp.where(step.last, self.known, noised)
+        return self.mask * x + (1 - self.mask) * known, state
+
+
+@pytree
+class MaskChannels(Control):
+    """Extra input channels that are the same in every row: the mask, and the latents of the masked picture."""
+
+    channels: Float[Array, "B h w E"]
+
+    per_picture = frozenset({"channels"})
+    sets_channels = True
+
+    def condition(
+        self, conds: dict[str, Conditioning], xs: Mapping[str, Latents], step: Step
+    ) -> dict[str, Conditioning]:
+        return {name: dc.replace(cond, channels=self.channels) for name, cond in conds.items()}

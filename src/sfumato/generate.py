@@ -1,0 +1,182 @@
+"""`generate`: the straight line from a prompt to pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from sfumato import noise as noises
+from sfumato import run
+from sfumato.controls import CFG, Control, Request
+from sfumato.controls.check import number, pictures
+from sfumato.errors import SfumatoError
+from sfumato.images import Images, Picture
+from sfumato.model import Model
+from sfumato.plan import Plan, make_plan
+from sfumato.record import record
+from sfumato.sample import check_together, initial, sample, sample_rows
+from sfumato.samplers import sampler as sampler_of
+from sfumato.samplers.base import Sampler, Table
+
+Progress = Callable[[int, int, Any], Any]
+
+
+class Cancelled(Exception):
+    """The progress callback of a run returned False."""
+
+
+def generate(
+    model: Model, prompt: str | Sequence[str], *, negative: str | Sequence[str] | None = None,
+    controls: Sequence[Control] | None = None, sampler: str | Sampler | None = None, steps: int = 30,
+    size: tuple[int, int] | None = None, count: int = 1, seed: int | Sequence[int] = 0, image: Any = None,
+    strength: float = 0.8, start: float = 0.0, stop: float = 1.0, latents: Any = None, noise: Any = None,
+    weights: bool = True, clip_skip: int = 0, tiled: bool | None = None, batch: int | None = None,
+    devices: Sequence[Any] | None = None, progress: Progress | None = None, output: str = "images",
+) -> Any:  # fmt: skip
+    """Makes pictures.
+
+    `prompt` is one text or a list of them, each drawn `count` times; `negative` likewise, None for none. `controls`
+    are the techniques to apply together, None for plain guidance and () for none at all. `sampler` is a name (see
+    `sfumato samplers`), a Sampler, or None for the checkpoint's own; `size` is (width, height) in pixels, None for the
+    model's own. `seed` is that of the first picture and the others follow, or a list with one for each: a picture
+    depends on its own seed alone.
+
+    `image` (one, or one for each) is what to start from instead of noise, changed by `strength` in [0, 1]. `start` and
+    `stop` run a part of the process, in shares of the training time: a base model up to 0.8 with output="latents",
+    then its refiner from 0.8 on with these `latents`. Without `start`, `latents` [B, h, w, C] is unit-variance noise to
+    start from; `noise` [rows, B, h, w, C] is the noise of every row of a stochastic sampler.
+
+    `weights=False` reads prompts literally; `clip_skip` leaves out that many more of the text encoder's last layers.
+    `tiled` passes the autoencoder tile by tile (None: only large pictures), `batch` bounds how many pictures are made
+    at once, `devices` (None: all) share them. `progress(row, rows, preview)` is called after every row, where
+    `preview` is the latents, and cancels by returning False.
+
+    Returns Images, or latents [B, h, w, C] as the UNet sees them for output="latents". Raises SfumatoError for what
+    does not fit, before anything is compiled, and Cancelled.
+    """
+    plan = make_plan(model, prompt, negative, count, seed, size)
+    chosen = sampler_of(sampler, model.schedule)
+    controls = (CFG(),) if controls is None else tuple(controls)
+    _check(model, controls, image, start, stop, latents, output, batch)
+    strength = float(number("strength", strength, 0, 1))
+    table = run.rows(
+        model, chosen, steps, strength=None if image is None else strength, start=float(start), stop=float(stop)
+    )
+    row_noise = _given("noise", noise, (len(table.steps.index), len(plan), *plan.latent_shape))
+    first_noise = _given("latents", latents, (len(plan), *plan.latent_shape))
+    starts = None if image is None else pictures("image", image, len(plan), plan.size, signed=True)
+
+    done = []
+    for picked, count_ in plan.parts(batch, len(devices) if devices is not None else len(jax.devices())):
+        job = _Job(model, plan.part(picked), chosen, table, controls, run.tiling(plan.latent_shape, tiled))
+        done.append(job(
+            None if first_noise is None else first_noise[jnp.array(picked)],
+            None if row_noise is None else row_noise[:, jnp.array(picked)],
+            None if starts is None else starts[picked], start > 0, weights, clip_skip, devices, progress, output,
+        )[:count_])  # fmt: skip
+    if output == "latents":
+        return jnp.concatenate(done)
+    made = np.concatenate(done)
+    for control in controls:
+        made = control.finish(made)
+    facts = record(model, plan, chosen, steps, controls, None if image is None else strength, clip_skip)
+    return Images([Picture(array, fact) for array, fact in zip(made, facts, strict=True)])
+
+
+class _Job:
+    """One round of pictures."""
+
+    def __init__(
+        self, model: Model, plan: Plan, sampler: Sampler, table: Table, controls: tuple[Control, ...], tiled: bool
+    ):
+        self.model, self.plan, self.sampler, self.table = model, plan, sampler, table
+        self.controls, self.tiled = controls, tiled
+
+    def __call__(
+        self, latents: Any, row_noise: Any, image: Any, handed_over: bool, weights: bool, clip_skip: int,
+        devices: Sequence[Any] | None, progress: Progress | None, output: str,
+    ) -> Any:  # fmt: skip
+        model, plan, steps = self.model, self.plan, self.table.steps
+        if latents is None:
+            latents = noises.starting(plan.seeds, plan.latent_shape)
+        if self.sampler.stochastic and row_noise is None:
+            row_noise = noises.per_step(plan.seeds, len(steps.index), plan.latent_shape)
+        request = Request(
+            model, plan.prompts, [text or "" for text in plan.negatives], plan.size, latents,
+            lambda pixels: run.encode_image(model.vae, pixels, self.tiled),
+        )  # fmt: skip
+        controls = tuple(control.prepare(request) for control in self.controls)
+        check_together(controls)
+        _check_channels(model, controls)
+        base = run.conditionings(model, plan, weights=weights, clip_skip=clip_skip)
+        rows = run.on_device(self.table, row_noise if self.sampler.stochastic else None)
+        clean = None if image is None else request.encode_image(image)
+        first = int(np.argmax(steps.active))
+        x = latents if handed_over else initial(rows, latents, clean, self.table.start_sigma, first)
+        mesh = run.mesh_of(devices, len(plan))
+        arguments = (
+            run.spread(mesh, model.unet, None), self.sampler, rows, controls, run.spread(mesh, jnp.array(x)),
+            run.spread(mesh, base), model.schedule.prediction_type, mesh,
+        )  # fmt: skip
+        x = sample(*arguments) if progress is None else self._watched(arguments, progress)
+        if output == "latents":
+            return x
+        return np.asarray(run.decode(run.spread(mesh, model.vae, None), x, self.tiled, mesh))
+
+    def _watched(self, arguments: tuple[Any, ...], progress: Progress) -> Float[Array, "B h w C"]:
+        total = int(np.sum(self.table.steps.active))
+        x = arguments[4]
+        for done, x in enumerate(sample_rows(*arguments), start=1):
+            if progress(done, total, x) is False:
+                raise Cancelled(f"Cancelled after row {done} of {total}.")
+        return x
+
+
+def _check(
+    model: Model, controls: tuple[Any, ...], image: Any, start: Any, stop: Any, latents: Any, output: Any, batch: Any
+) -> None:
+    """Raises SfumatoError for arguments that contradict each other or are none."""
+    for control in controls:
+        if not isinstance(control, Control):
+            raise SfumatoError(f"controls holds a {type(control).__name__}, which is no control; see sfumato.CFG.")
+    number("start", start, 0, 1)
+    number("stop", stop, 0, 1)
+    if start >= stop:
+        raise SfumatoError(f"start {start:g} must come before stop {stop:g}.")
+    if start > 0 and latents is None:
+        raise SfumatoError("start picks up a process that is under way: give its latents (output='latents') as well.")
+    if start > 0 and image is not None:
+        raise SfumatoError("start and image both say where to begin; give one of them.")
+    if output not in ("images", "latents"):
+        raise SfumatoError(f"output is 'images' or 'latents', not {output!r}.")
+    if batch is not None and (not isinstance(batch, int) or batch < 1):
+        raise SfumatoError(f"batch must be a whole number from 1 on, not {batch!r}.")
+
+
+def _check_channels(model: Model, controls: Sequence[Control]) -> None:
+    """Raises SfumatoError if nothing fills the network's extra input channels."""
+    extra = model.unet.config.in_channels - model.vae.config.latent_channels
+    wants = {9: "Inpaint(image, mask)", 5: "Depth(depth)", 8: "InstructPix2Pix(image)"}
+    if extra and not any(control.sets_channels for control in controls):
+        hint = wants.get(model.unet.config.in_channels)
+        raise SfumatoError(
+            f"{model.name or 'The model'} has {extra} input channels beside the latents, which no control fills"
+            + (f"; add {hint}." if hint else ".")
+        )
+
+
+def _given(what: str, value: Any, shape: tuple[int, ...]) -> Any:
+    """The array float32; SfumatoError unless it has this shape and finite numbers."""
+    if value is None:
+        return None
+    array = jnp.asarray(value, jnp.float32)
+    if array.shape != shape:
+        raise SfumatoError(f"{what} must have the shape {shape}, not {array.shape}.")
+    if not bool(jnp.isfinite(array).all()):
+        raise SfumatoError(f"{what} holds numbers that are not finite.")
+    return array

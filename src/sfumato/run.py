@@ -1,0 +1,161 @@
+"""The parts of the straight line: conditioning, where to start, the loop, decoding. Each is one compiled program."""
+
+from __future__ import annotations
+
+import dataclasses as dc
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array, Float, UInt8
+
+from sfumato.errors import SfumatoError
+from sfumato.io.family import Family
+from sfumato.model import Model
+from sfumato.models.clip import TextFeatures
+from sfumato.models.tiling import sliced, tiled_decode, tiled_encode
+from sfumato.models.vae import AutoencoderKL
+from sfumato.plan import Plan
+from sfumato.sample import BATCH
+from sfumato.samplers.base import Sampler, Table
+from sfumato.text.prompt import encode_prompt, tokenize_prompt
+from sfumato.types import Conditioning
+
+AESTHETIC = {"cond": 6.0, "uncond": 2.5}
+"""The aesthetic scores that SDXL's refiner is told (arXiv:2307.01952, appendix; the values of the reference)."""
+
+TILED_FROM = 96 * 96
+"""Pictures of more latents than this pass the autoencoder tile by tile."""
+
+
+def conditionings(model: Model, plan: Plan, *, weights: bool, clip_skip: int) -> dict[str, Conditioning]:
+    """What the network sees of the prompts ("cond") and of the negative ones ("uncond"), one row a picture."""
+    texts = {"cond": list(plan.prompts), "uncond": [text or "" for text in plan.negatives]}
+    tokens = {name: tokenize_prompt(model, text, weights=weights) for name, text in texts.items()}
+    chunks = max(each.ids.shape[1] for pair in tokens.values() for each in pair.values())
+    tokens = {name: tokenize_prompt(model, text, weights=weights, chunks=chunks) for name, text in texts.items()}
+    features = {name: encode_prompt(model, pair, clip_skip=clip_skip) for name, pair in tokens.items()}
+    if model.options.get("force_zeros_for_empty_prompt"):
+        absent = jnp.array([text is None for text in plan.negatives])
+        features["uncond"] = jax.tree.map(
+            lambda a: jnp.where(absent.reshape(-1, *[1] * (a.ndim - 1)), 0, a), features["uncond"]
+        )
+    return {name: _conditioning(model, plan, name, each) for name, each in features.items()}
+
+
+def _conditioning(model: Model, plan: Plan, name: str, features: TextFeatures) -> Conditioning:
+    hidden = features.hidden.astype(jnp.float32)
+    config = model.unet.config
+    if config.addition_embed_type != "text_time":
+        return Conditioning(hidden)
+    if features.pooled is None:
+        raise SfumatoError(f"{model.name or 'The model'} needs pooled text features, and its text encoder has none.")
+    width, height = plan.size
+    ids = [height, width, 0, 0]
+    ids += [AESTHETIC[name]] if model.family == Family.SDXL_REFINER else [height, width]
+    wanted = ((config.projection_class_embeddings_input_dim or 0) - features.pooled.shape[-1]) // (
+        config.addition_time_embed_dim or 1
+    )
+    if wanted != len(ids):
+        raise SfumatoError(f"{model.name or 'The model'} takes {wanted} size numbers, but its family has {len(ids)}.")
+    return Conditioning(
+        hidden, features.pooled.astype(jnp.float32), jnp.tile(jnp.array([ids], jnp.float32), (len(plan), 1))
+    )
+
+
+def rows(
+    model: Model, sampler: Sampler, steps: int, *, strength: float | None = None, start: float = 0.0, stop: float = 1.0
+) -> Table:
+    """The sampler's table for a whole run, for one that starts from a picture with `strength`, or for the part of one
+    from `start` to `stop`, in shares of the training time. Raises SfumatoError if no row is left."""
+    if not isinstance(steps, int) or isinstance(steps, bool) or steps < 1:
+        raise SfumatoError(f"steps must be a whole number from 1 on, not {steps!r}.")
+    schedule, first = model.schedule, 0
+    if strength is not None:
+        first = steps - min(int(steps * strength), steps)
+    elif start > 0:
+        times = sampler.table(schedule, steps).steps
+        # As the reference has it: a step belongs to the part in which its time lies.
+        cutoff = round(schedule.num_train_timesteps * (1 - start))
+        per_step = len(times.t) / steps
+        first = int(np.ceil(np.argmax(times.t < cutoff) / per_step)) if (times.t < cutoff).any() else steps
+    if first >= steps:
+        what = f"strength {strength:g}" if strength is not None else f"start {start:g}"
+        raise SfumatoError(f"With {what} and {steps} steps nothing is left to do; take more of either.")
+    table = sampler.table(schedule, steps, first)
+    if stop < 1:
+        cutoff = round(schedule.num_train_timesteps * (1 - stop))
+        active = np.asarray(table.steps.active) & (np.asarray(table.steps.t) >= cutoff)
+        if not active.any():
+            raise SfumatoError(f"With start {start:g} and stop {stop:g} none of {steps} steps is left.")
+        table = dc.replace(table, steps=dc.replace(table.steps, active=active))
+    return table
+
+
+def mesh_of(devices: Sequence[Any] | None, pictures: int) -> Mesh | None:
+    """The devices that share a run, at most one a picture; None for a single one."""
+    chosen = list(devices) if devices is not None else jax.devices()
+    if not chosen:
+        raise SfumatoError("devices is an empty list; give at least one, or None for all.")
+    chosen = chosen[: max(1, min(len(chosen), pictures))]
+    return Mesh(np.array(chosen), (BATCH,)) if len(chosen) > 1 else None
+
+
+def spread(mesh: Mesh | None, tree: Any, axis: int | None = 0) -> Any:
+    """The arrays of `tree` divided by pictures over the devices; copied to each for axis None."""
+    if mesh is None:
+        return tree
+    spec = PartitionSpec() if axis is None else PartitionSpec(*[None] * axis, BATCH)
+    return jax.device_put(tree, NamedSharding(mesh, spec))
+
+
+def encode_image(vae: AutoencoderKL, pixels: Any, tiled: bool) -> Float[Array, "B h w C"]:
+    """Latents of pictures in [-1, 1], one after another: the mean of the posterior."""
+    return _encode(vae, jnp.asarray(pixels), tiled)
+
+
+@functools.partial(jax.jit, static_argnames="tiled")
+def _encode(vae: AutoencoderKL, pixels: Float[Array, "B H W 3"], tiled: bool) -> Float[Array, "B h w C"]:
+    return sliced(functools.partial(tiled_encode, vae) if tiled else vae.encode, pixels)
+
+
+@functools.partial(jax.jit, static_argnames=("tiled", "mesh"))
+def decode(
+    vae: AutoencoderKL, latents: Float[Array, "B h w C"], tiled: bool, mesh: Mesh | None = None
+) -> UInt8[Array, "B H W 3"]:
+    """Pictures of latents, one after another on each device."""
+
+    def run(vae: AutoencoderKL, latents: Float[Array, "B h w C"]) -> UInt8[Array, "B H W 3"]:
+        pixels = sliced(functools.partial(tiled_decode, vae) if tiled else vae.decode, latents)
+        return jnp.round((pixels.clip(-1, 1) + 1) * 127.5).astype(jnp.uint8)
+
+    if mesh is None:
+        return run(vae, latents)
+    # Flat, because the specification of a network's place is a specification of its arrays.
+    leaves, tree = jax.tree.flatten(vae)
+    specs = ([PartitionSpec()] * len(leaves), PartitionSpec(BATCH))
+    flat = jax.shard_map(
+        lambda leaves, x: run(jax.tree.unflatten(tree, leaves), x), mesh=mesh, in_specs=specs,
+        out_specs=PartitionSpec(BATCH), check_vma=False,
+    )  # fmt: skip
+    return flat(leaves, latents)
+
+
+def tiling(shape: tuple[int, int, int], wish: bool | None) -> bool:
+    """Whether to pass the autoencoder tile by tile."""
+    return shape[0] * shape[1] > TILED_FROM if wish is None else bool(wish)
+
+
+def on_device(table: Table, noise: Any) -> Any:
+    """The rows of a table as float32 (int32, bool) arrays, with their noise."""
+    steps = jax.tree.map(
+        lambda column: (
+            jnp.asarray(column, jnp.float32) if np.issubdtype(column.dtype, np.floating) else jnp.asarray(column)
+        ),
+        table.steps,
+    )
+    return dc.replace(steps, noise=noise)

@@ -1,0 +1,207 @@
+"""THE loop: steer, evaluate, guide, step, project.
+
+One body serves two drivers, `sample` (a scan, the fastest) and `sample_rows` (a few rows at a time, for progress,
+preview and cancelling). Nothing random happens inside: noise is a column of the table. Sampler, prediction type and
+the set of controls are the program; every number, prompt, picture, window and network is data and compiles nothing.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, PartitionSpec
+from jaxtyping import Array, Float
+
+from sfumato.controls.base import COND, Control, Env, Latents, batched
+from sfumato.errors import SfumatoError
+from sfumato.models.attention import NO_TAPS, Taps
+from sfumato.models.unet import UNet
+from sfumato.samplers.base import Sampler
+from sfumato.schedule import to_eps, to_x0
+from sfumato.types import Conditioning, Prediction, Step
+
+Carry = tuple[Latents, Any, tuple[Any, ...]]
+"""Latents, what the sampler remembers, what each control carries."""
+
+BATCH = "batch"
+"""The mesh axis over which pictures are divided."""
+
+
+@functools.partial(jax.jit, static_argnames=("sampler", "prediction", "mesh"), donate_argnames="x")
+def sample(
+    unet: UNet, sampler: Sampler, steps: Step, controls: tuple[Control, ...], x: Latents,
+    base: Mapping[str, Conditioning], prediction: str, mesh: Mesh | None = None,
+) -> Latents:  # fmt: skip
+    """Latents after all rows of `steps`, from `x` before the first active one. `base` has "cond" and "uncond".
+
+    `prediction` is what the network predicts (`sfumato.schedule.PREDICTIONS`). With a `mesh` the pictures are divided
+    over its axis "batch", and every device works through the loop on its own.
+    """
+
+    def run(unet: UNet, steps: Step, controls: tuple[Control, ...], x: Latents, base: Any) -> Latents:
+        body = functools.partial(row, unet, sampler, controls, base, prediction)
+        return jax.lax.scan(lambda carry, step: (body(carry, step), None), start(sampler, controls, x), steps)[0][0]
+
+    return divided(run, mesh, unet, steps, controls, x, base)
+
+
+def sample_rows(
+    unet: UNet, sampler: Sampler, steps: Step, controls: tuple[Control, ...], x: Latents,
+    base: Mapping[str, Conditioning], prediction: str, mesh: Mesh | None = None,
+) -> Iterator[Latents]:  # fmt: skip
+    """As `sample`, one row at a time: yields the latents after each active row."""
+    carry = start(sampler, controls, x)
+    for index in np.flatnonzero(np.asarray(steps.active)):
+        step = jax.tree.map(lambda column, index=index: column[index], steps)
+        carry = _one_row(unet, sampler, step, controls, carry, base, prediction, mesh)
+        yield carry[0]
+
+
+@functools.partial(jax.jit, static_argnames=("sampler", "prediction", "mesh"))
+def _one_row(
+    unet: UNet, sampler: Sampler, step: Step, controls: tuple[Control, ...], carry: Carry,
+    base: Mapping[str, Conditioning], prediction: str, mesh: Mesh | None,
+) -> Carry:  # fmt: skip
+    def run(unet: UNet, step: Step, controls: tuple[Control, ...], carry: Carry, base: Any) -> Carry:
+        return row(unet, sampler, controls, base, prediction, carry, step)
+
+    return divided(run, mesh, unet, step, controls, carry, base)
+
+
+def start(sampler: Sampler, controls: Sequence[Control], x: Latents) -> Carry:
+    """What the loop begins with."""
+    return x, sampler.init(x), tuple(control.init(x) for control in controls)
+
+
+def row(
+    unet: UNet, sampler: Sampler, controls: Sequence[Control], base: Mapping[str, Conditioning], prediction: str,
+    carry: Carry, step: Step,
+) -> Carry:  # fmt: skip
+    """One row of the table; a row that is not active changes nothing and costs nothing."""
+    turn = functools.partial(active_row, unet, sampler, controls, base, prediction, step)
+    return jax.lax.cond(step.active, turn, lambda carry: carry, carry)
+
+
+def active_row(
+    unet: UNet, sampler: Sampler, controls: Sequence[Control], base: Mapping[str, Conditioning], prediction: str,
+    step: Step, carry: Carry,
+) -> Carry:  # fmt: skip
+    """Steer, evaluate, guide, step, project."""
+    x, memory, states = carry
+    branches = all_branches(controls, base)
+    taps = frozenset().union(*(control.taps for control in controls))
+
+    def evaluate(xs: Mapping[str, Latents], taps: Taps = NO_TAPS) -> dict[str, Prediction]:
+        conds = {name: branches[name] for name in xs}
+        for control in controls:
+            conds = control.condition(conds, xs, step)
+        return batched(lambda x, cond: unet(x, step.t, cond, taps), xs, conds)
+
+    def x0(out: Latents, x: Latents) -> Latents:
+        return to_x0(out, x, step.alpha, step.sigma, prediction)
+
+    def eps(out: Latents, x: Latents) -> Latents:
+        return to_eps(out, x, step.alpha, step.sigma, prediction)
+
+    def advance(x: Latents, out: Latents, memory: Any) -> tuple[Latents, Any]:
+        return sampler.step(x, x0(out, x), eps(out, x), step, memory)
+
+    env = Env(evaluate, x0, eps, advance)
+    xs, after = dict.fromkeys(branches, x), []
+    for control, state in zip(controls, states, strict=True):
+        xs, state = control.steer(env, xs, step, state)
+        after.append(state)
+    preds = evaluate(xs, taps)
+    out = preds[COND].eps
+    for i, control in enumerate(controls):
+        difference, after[i] = control.guide(env, preds, xs, step, after[i])
+        out = out + difference
+    x, memory = advance(xs[COND], out, memory)
+    for i, control in enumerate(controls):
+        x, after[i] = control.project(x, step, after[i])
+    return x, memory, tuple(after)
+
+
+def all_branches(controls: Sequence[Control], base: Mapping[str, Conditioning]) -> dict[str, Conditioning]:
+    """Every row of the network's batch, by name: "cond", and what the controls ask for.
+
+    Two controls may share a branch of `base`. Raises SfumatoError for two different branches of one name.
+    """
+    branches, owners = {COND: base[COND]}, {COND: "the prompt"}
+    for control in controls:
+        for name, cond in control.branches(base).items():
+            if name in branches and branches[name] is not cond:
+                raise SfumatoError(f"{type(control).__name__} and {owners[name]} both have a branch {name!r}.")
+            branches[name] = cond
+            owners.setdefault(name, type(control).__name__)
+    return branches
+
+
+def check_together(controls: Sequence[Control]) -> None:
+    """Raises SfumatoError, with both names, for two controls that set the network's extra input channels."""
+    setters = [type(control).__name__ for control in controls if control.sets_channels]
+    if len(setters) > 1:
+        raise SfumatoError(f"{setters[0]} and {setters[1]} both set the extra input channels of the network.")
+
+
+def divided(
+    run: Callable[..., Any],
+    mesh: Mesh | None,
+    unet: UNet,
+    steps: Step,
+    controls: Sequence[Control],
+    carry: Any,
+    base: Any,
+) -> Any:
+    """`run(unet, steps, controls, carry, base)` with the pictures divided over `mesh`; each device runs alone.
+
+    Its result has the pictures as first axis of every array that has an axis.
+    """
+    if mesh is None:
+        return run(unet, steps, controls, carry, base)
+    paths, tree = jax.tree.flatten_with_path((unet, steps, controls, carry, base))
+    specs = [_place(path, leaf, controls) for path, leaf in paths]
+    results: list[Any] = []
+
+    def flat(*leaves: Array) -> list[Array]:
+        out, structure = jax.tree.flatten(run(*jax.tree.unflatten(tree, leaves)))
+        results[:] = [structure]
+        return out
+
+    # The result is like the carry, or like its first part, the latents.
+    shapes = [leaf for path, leaf in paths if path[0].idx == 3]
+    out_specs = [_by_picture(leaf) for leaf in shapes]
+    out = jax.shard_map(flat, mesh=mesh, in_specs=tuple(specs), out_specs=out_specs, check_vma=False)(
+        *(leaf for _, leaf in paths)
+    )
+    return jax.tree.unflatten(results[0], out)
+
+
+def _place(path: Any, leaf: Array, controls: Sequence[Control]) -> PartitionSpec:
+    """How an argument of the loop lies on the devices: divided by pictures, or whole on each."""
+    argument = ("unet", "steps", "controls", "carry", "base")[path[0].idx]
+    if argument in ("carry", "base"):
+        return _by_picture(leaf)
+    if argument == "steps" and path[1].name == "noise":
+        return PartitionSpec(*[None] * (leaf.ndim - 4), BATCH)
+    if argument == "controls" and path[2].name in controls[path[1].idx].per_picture:
+        return PartitionSpec(BATCH)
+    return PartitionSpec()
+
+
+def _by_picture(leaf: Array) -> PartitionSpec:
+    return PartitionSpec(BATCH) if jnp.ndim(leaf) else PartitionSpec()
+
+
+def initial(
+    steps: Step, noise: Float[Array, "B h w C"], image: Float[Array, "B h w C"] | None, start_sigma: float, first: int
+) -> Latents:
+    """Where a run starts: noise, or `image` (clean latents) with the noise of row `first`."""
+    if image is None:
+        return noise * start_sigma
+    return steps.alpha[first] * image + steps.sigma[first] * noise

@@ -1,0 +1,32 @@
+"""DPM2 against the torch reference."""
+
+from __future__ import annotations
+
+import pytest
+
+from samplers.oracle import CASES, SD, assert_same
+from sfumato.samplers.dpm2 import DPM2
+
+pytestmark = pytest.mark.parity
+
+
+def scheduler(kind: str = "native", **config):
+    from diffusers import KDPM2DiscreteScheduler
+
+    return KDPM2DiscreteScheduler(**SD, **({} if kind == "native" else {f"use_{kind}_sigmas": True}), **config)
+
+
+@pytest.mark.parametrize(("kind", "spacing", "steps"), CASES)
+def test_noise_levels(kind, spacing, steps):
+    assert_same(DPM2(kind), scheduler(kind, timestep_spacing=spacing, steps_offset=1), steps)
+
+
+@pytest.mark.parametrize("prediction", ["v_prediction"])
+def test_predictions(prediction):
+    assert_same(DPM2(), scheduler(prediction_type=prediction), 10)
+
+
+@pytest.mark.parametrize("start", [1, 4, 9])
+@pytest.mark.parametrize("kind", ["native", "karras"])
+def test_from_a_picture(kind, start):
+    assert_same(DPM2(kind), scheduler(kind), 10, start=start)
