@@ -76,7 +76,8 @@ def make(folder: Path, dtype: str) -> None:
         down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4,
     )  # fmt: skip
     model = Model(
-        random(abstract(UNet, UNetConfig(cross_attention_dim=768, sample_size=64))), random(abstract(AutoencoderKL, vae)),
+        random(abstract(UNet, UNetConfig(cross_attention_dim=768, sample_size=64))),
+        random(abstract(AutoencoderKL, vae)),
         {"text_encoder": random(abstract(ClipTextEncoder, VIT_L_14))}, {"tokenizer": clip_tokenizer()},
         Schedule.from_config({**SCHEDULER, **SAMPLER["sd1"]}), Family.SD1,
     )  # fmt: skip

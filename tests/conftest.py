@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import functools
+import os
 
 import pytest
-from jaxtyping import install_import_hook
+from jaxtyping import config, install_import_hook
 
+os.environ["SFUMATO_CACHE"] = "off"  # nothing is written into the home of who runs the tests
 install_import_hook("sfumato", "typechecker.checked")
 
 
@@ -32,3 +34,12 @@ def loaded(saved):
     import sfumato
 
     return functools.cache(lambda kind: sfumato.load(saved(kind)[0]))
+
+
+@pytest.fixture
+def unchecked():
+    """Array types are not checked: users do not have these checks, and some bad input would never arrive."""
+    before = config.jaxtyping_disable
+    config.update("jaxtyping_disable", True)
+    yield
+    config.update("jaxtyping_disable", before)

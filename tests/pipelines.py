@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses as dc
 import functools
 from pathlib import Path
 from typing import Any
 
-from models.tiny import REFINER, SD1, SD2, SDXL
-from oracle import seeded
+from sfumato.model import Model
+from sfumato.models.config import ControlNetConfig, UNetConfig, from_dict
+from sfumato.models.controlnet import ControlNet
+from sfumato.models.unet import UNet
 from sfumato.text.tokenizer import clip_tokenizer
+
+from models.tiny import CONTROLNETS, ENCODER_ONLY, REFINER, SD1, SD2, SDXL
+from oracle import fill_from_torch, fresh, seeded
 
 VAE = {
     "block_out_channels": [8, 16], "down_block_types": ["DownEncoderBlock2D"] * 2, "norm_num_groups": 4,
@@ -74,3 +80,37 @@ def torch_pipeline(kind: str, folder: Path) -> Any:
     if kind == "sdxl-refiner":
         parts["requires_aesthetics_score"] = True
     return pipeline(**parts)
+
+
+def net_config(kind: str) -> dict[str, Any]:
+    """Of a tiny ControlNet whose control pictures have twice the size of the latents, as the autoencoder here."""
+    config = CONTROLNETS[kind] | {"conditioning_embedding_out_channels": [8, 12]}
+    return config | ({"cross_attention_dim": 32} if kind == "sdxl" else {})
+
+
+def nets(kind: str, count: int = 1) -> list[tuple[Any, ControlNet]]:
+    """Tiny ControlNets of the reference, and the same as ours."""
+    from diffusers import ControlNetModel
+
+    config = net_config(kind)
+    theirs = [seeded(lambda: ControlNetModel(**config), seed) for seed in range(count)]
+    return [(net, fill_from_torch(ControlNet, from_dict(ControlNetConfig, config), net)) for net in theirs]
+
+
+SMALL = {
+    "block_out_channels": [16], "layers_per_block": 1, "attention_head_dim": 4, "transformer_layers_per_block": 1,
+    "down_block_types": ["CrossAttnDownBlock2D"], "up_block_types": ["CrossAttnUpBlock2D"],
+}  # fmt: skip
+"""Networks of one level, for tests that compile many programs."""
+
+
+def small(kind: str, model: Model) -> Model:
+    """The tiny model of a kind with a UNet that is smaller still."""
+    return dc.replace(model, unet=fresh(UNet, from_dict(UNetConfig, KINDS[kind][1] | SMALL)))
+
+
+@functools.cache
+def small_net(kind: str, seed: int = 0) -> ControlNet:
+    """A ControlNet for `small(kind)`."""
+    small = {key: value for key, value in SMALL.items() if key not in ENCODER_ONLY}
+    return fresh(ControlNet, from_dict(ControlNetConfig, net_config(kind) | small), seed)

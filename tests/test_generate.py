@@ -7,15 +7,14 @@ import dataclasses as dc
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from models.tiny import CONTROLNETS
-from oracle import assert_close, fill_from_torch, seeded, to_torch
 from PIL import Image
 
 import sfumato
-from sfumato.models.config import ControlNetConfig, from_dict
-from sfumato.models.controlnet import ControlNet as Net
 from sfumato.schedule import Schedule
 from sfumato.types import Window
+
+from oracle import assert_close, to_torch
+from pipelines import nets
 
 PROMPT, NEGATIVE = "a red fox in the snow", "blurry"
 SIZE = (16, 16)
@@ -163,19 +162,6 @@ def test_the_picture_outside_the_mask_comes_back_exactly(loaded):
     assert (got[0].array[:, 8:] != known[:, 8:]).any()
 
 
-def nets(kind: str, count: int = 1):
-    """Tiny ControlNets of the reference, and the same as ours."""
-    from diffusers import ControlNetModel
-
-    config = CONTROLNETS[kind] | {"conditioning_embedding_out_channels": [8, 12]}
-    config |= {"cross_attention_dim": 32} if kind == "sdxl" else {}
-    pairs = []
-    for seed in range(count):
-        net = seeded(lambda: ControlNetModel(**config), seed)
-        pairs.append((net, fill_from_torch(Net, from_dict(ControlNetConfig, config), net)))
-    return pairs
-
-
 def control_pipeline(saved, kind: str, net):
     import diffusers
 
@@ -219,21 +205,24 @@ def test_two_controlnets_in_windows(saved, loaded):
 
 
 SCHEDULERS = {
-    "DDIMScheduler": {}, "PNDMScheduler": {"skip_prk_steps": True}, "LMSDiscreteScheduler": {},
-    "EulerDiscreteScheduler": {}, "HeunDiscreteScheduler": {}, "KDPM2DiscreteScheduler": {},
-    "DPMSolverMultistepScheduler": {}, "DEISMultistepScheduler": {}, "UniPCMultistepScheduler": {},
+    "DDIMScheduler": {}, "PNDMScheduler": {"skip_prk_steps": True}, "EulerDiscreteScheduler": {},
+    "HeunDiscreteScheduler": {}, "DPMSolverMultistepScheduler": {}, "UniPCMultistepScheduler": {},
+    "LMSDiscreteScheduler": {}, "KDPM2DiscreteScheduler": {}, "DEISMultistepScheduler": {},
 }  # fmt: skip
 """Deterministic samplers; those with noise are compared sampler by sampler in tests/samplers."""
 
+RUNS = [("sd1", name) for name in SCHEDULERS] + [
+    (kind, name) for kind in ("sd2", "sdxl") for name in list(SCHEDULERS)[:6]
+    # The reference mixes velocities of different times, we mix noise: see sfumato.samplers.pndm.
+    if (kind, name) != ("sd2", "PNDMScheduler")
+]  # fmt: skip
+
 
 @pytest.mark.parity
-@pytest.mark.parametrize("name", SCHEDULERS)
-@pytest.mark.parametrize("kind", ["sd1", "sd2", "sdxl"])
+@pytest.mark.parametrize(("kind", "name"), RUNS)
 def test_samplers_in_whole_runs(kind, name, saved, loaded):
     import diffusers
 
-    if kind != "sd1" and name in ("LMSDiscreteScheduler", "KDPM2DiscreteScheduler", "DEISMultistepScheduler"):
-        pytest.skip("compared on SD 1.x; five others stand for v-prediction and SDXL")
     pipeline = saved(kind)[1]
     before = pipeline.scheduler
     pipeline.scheduler = getattr(diffusers, name).from_config(before.config, **SCHEDULERS[name])

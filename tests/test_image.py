@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pictures import drawing
 from sfumato.errors import FileError, SfumatoError
 from sfumato.image import check_size, format_of, grid, read, read_mask, resize, to_array, write, write_atomically
+
+from pictures import drawing
 
 
 def packed(picture: Image.Image, kind: str = "PNG", **options) -> bytes:

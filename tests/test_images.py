@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pictures import drawing
 from sfumato.errors import SfumatoError
 from sfumato.images import Images, Picture
 from sfumato.io.picture_metadata import read_metadata
+
+from pictures import drawing
 
 
 def picture(seed: int) -> Picture:

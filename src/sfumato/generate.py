@@ -12,8 +12,9 @@ from jaxtyping import Array, Float
 
 from sfumato import noise as noises
 from sfumato import run
+from sfumato.cache import enable_cache
 from sfumato.controls import CFG, Control, Request
-from sfumato.controls.check import number, pictures
+from sfumato.controls.check import finite, pictures
 from sfumato.errors import SfumatoError
 from sfumato.images import Images, Picture
 from sfumato.model import Model
@@ -59,23 +60,37 @@ def generate(
     Returns Images, or latents [B, h, w, C] as the UNet sees them for output="latents". Raises SfumatoError for what
     does not fit, before anything is compiled, and Cancelled.
     """
+    enable_cache()
+    if not isinstance(model, Model):
+        raise SfumatoError(f"generate takes a model as sfumato.load returns it, not a {type(model).__name__}.")
     plan = make_plan(model, prompt, negative, count, seed, size)
     chosen = sampler_of(sampler, model.schedule)
-    controls = (CFG(),) if controls is None else tuple(controls)
-    _check(model, controls, image, start, stop, latents, output, batch)
-    strength = float(number("strength", strength, 0, 1))
-    table = run.rows(
-        model, chosen, steps, strength=None if image is None else strength, start=float(start), stop=float(stop)
-    )
+    controls = _checked(controls)
+    start, stop = _share(start, stop, latents, image)
+    _check(output, batch, devices)
+    strength = finite("strength", strength, 0, 1)
+    table = run.rows(model, chosen, steps, strength=None if image is None else strength, start=start, stop=stop)
     row_noise = _given("noise", noise, (len(table.steps.index), len(plan), *plan.latent_shape))
     first_noise = _given("latents", latents, (len(plan), *plan.latent_shape))
     starts = None if image is None else pictures("image", image, len(plan), plan.size, signed=True)
 
+    tiled = run.tiling(plan.latent_shape, tiled)
+
+    def rehearse(noise: Float[Array, "B h w C"]) -> None:
+        _prepared(model, plan, controls, noise, tiled)
+        run.conditionings(model, plan, weights=weights, clip_skip=clip_skip)
+
+    # On shapes alone, so that whatever does not fit is said before anything is compiled.
+    jax.eval_shape(rehearse, jax.ShapeDtypeStruct((len(plan), *plan.latent_shape), jnp.float32))
+    own_noise = noises.starting(plan.seeds, plan.latent_shape) if first_noise is None or start > 0 else first_noise
+    prepared = _prepared(model, plan, controls, own_noise, tiled)
+    first_noise = own_noise if first_noise is None else first_noise
+
     done = []
     for picked, count_ in plan.parts(batch, len(devices) if devices is not None else len(jax.devices())):
-        job = _Job(model, plan.part(picked), chosen, table, controls, run.tiling(plan.latent_shape, tiled))
+        job = _Job(model, plan.part(picked), chosen, table, tuple(each.part(picked) for each in prepared), tiled)
         done.append(job(
-            None if first_noise is None else first_noise[jnp.array(picked)],
+            first_noise[jnp.array(picked)],
             None if row_noise is None else row_noise[:, jnp.array(picked)],
             None if starts is None else starts[picked], start > 0, weights, clip_skip, devices, progress, output,
         )[:count_])  # fmt: skip
@@ -86,6 +101,18 @@ def generate(
         made = control.finish(made)
     facts = record(model, plan, chosen, steps, controls, None if image is None else strength, clip_skip)
     return Images([Picture(array, fact) for array, fact in zip(made, facts, strict=True)])
+
+
+def _prepared(model: Model, plan: Plan, controls: Sequence[Control], noise: Any, tiled: bool) -> tuple[Control, ...]:
+    """The controls for all pictures of a run, each checked, and all together."""
+    request = Request(
+        model, plan.prompts, [text or "" for text in plan.negatives], plan.size, noise,
+        lambda pixels: run.encode_image(model.vae, pixels, tiled),
+    )  # fmt: skip
+    prepared = tuple(control.prepare(request) for control in controls)
+    check_together(prepared)
+    _check_channels(model, prepared)
+    return prepared
 
 
 class _Job:
@@ -102,25 +129,16 @@ class _Job:
         devices: Sequence[Any] | None, progress: Progress | None, output: str,
     ) -> Any:  # fmt: skip
         model, plan, steps = self.model, self.plan, self.table.steps
-        if latents is None:
-            latents = noises.starting(plan.seeds, plan.latent_shape)
         if self.sampler.stochastic and row_noise is None:
             row_noise = noises.per_step(plan.seeds, len(steps.index), plan.latent_shape)
-        request = Request(
-            model, plan.prompts, [text or "" for text in plan.negatives], plan.size, latents,
-            lambda pixels: run.encode_image(model.vae, pixels, self.tiled),
-        )  # fmt: skip
-        controls = tuple(control.prepare(request) for control in self.controls)
-        check_together(controls)
-        _check_channels(model, controls)
         base = run.conditionings(model, plan, weights=weights, clip_skip=clip_skip)
         rows = run.on_device(self.table, row_noise if self.sampler.stochastic else None)
-        clean = None if image is None else request.encode_image(image)
+        clean = None if image is None else run.encode_image(model.vae, image, self.tiled)
         first = int(np.argmax(steps.active))
         x = latents if handed_over else initial(rows, latents, clean, self.table.start_sigma, first)
         mesh = run.mesh_of(devices, len(plan))
         arguments = (
-            run.spread(mesh, model.unet, None), self.sampler, rows, controls, run.spread(mesh, jnp.array(x)),
+            run.spread(mesh, model.unet, None), self.sampler, rows, self.controls, run.spread(mesh, jnp.array(x)),
             run.spread(mesh, base), model.schedule.prediction_type, mesh,
         )  # fmt: skip
         x = sample(*arguments) if progress is None else self._watched(arguments, progress)
@@ -137,25 +155,39 @@ class _Job:
         return x
 
 
-def _check(
-    model: Model, controls: tuple[Any, ...], image: Any, start: Any, stop: Any, latents: Any, output: Any, batch: Any
-) -> None:
-    """Raises SfumatoError for arguments that contradict each other or are none."""
+def _checked(controls: Any) -> tuple[Control, ...]:
+    """The controls, plain guidance for None. Raises SfumatoError for what is none."""
+    if controls is None:
+        return (CFG(),)
+    if not isinstance(controls, Sequence) or isinstance(controls, str):
+        kind = type(controls).__name__
+        raise SfumatoError(f"controls takes a list of controls, such as [sfumato.CFG(5)], not a {kind}.")
     for control in controls:
         if not isinstance(control, Control):
             raise SfumatoError(f"controls holds a {type(control).__name__}, which is no control; see sfumato.CFG.")
-    number("start", start, 0, 1)
-    number("stop", stop, 0, 1)
+    return tuple(controls)
+
+
+def _share(start: Any, stop: Any, latents: Any, image: Any) -> tuple[float, float]:
+    """`start` and `stop`. Raises SfumatoError for no part of the process, and for arguments that contradict it."""
+    start, stop = (finite(what, value, 0, 1) for what, value in (("start", start), ("stop", stop)))
     if start >= stop:
         raise SfumatoError(f"start {start:g} must come before stop {stop:g}.")
-    if start > 0 and latents is None:
-        raise SfumatoError("start picks up a process that is under way: give its latents (output='latents') as well.")
     if start > 0 and image is not None:
         raise SfumatoError("start and image both say where to begin; give one of them.")
+    if start > 0 and latents is None:
+        raise SfumatoError("start picks up a process that is under way: give its latents (output='latents') as well.")
+    return start, stop
+
+
+def _check(output: Any, batch: Any, devices: Any) -> None:
+    """Raises SfumatoError for what these arguments do not take."""
     if output not in ("images", "latents"):
         raise SfumatoError(f"output is 'images' or 'latents', not {output!r}.")
-    if batch is not None and (not isinstance(batch, int) or batch < 1):
+    if batch is not None and (not isinstance(batch, int) or isinstance(batch, bool) or batch < 1):
         raise SfumatoError(f"batch must be a whole number from 1 on, not {batch!r}.")
+    if devices is not None and not len(devices):
+        raise SfumatoError("devices is an empty list; give at least one, or None for all.")
 
 
 def _check_channels(model: Model, controls: Sequence[Control]) -> None:
@@ -174,9 +206,12 @@ def _given(what: str, value: Any, shape: tuple[int, ...]) -> Any:
     """The array float32; SfumatoError unless it has this shape and finite numbers."""
     if value is None:
         return None
-    array = jnp.asarray(value, jnp.float32)
+    try:
+        array = np.asarray(value, np.float32)
+    except (TypeError, ValueError):
+        raise SfumatoError(f"{what} must be an array of numbers, not a {type(value).__name__}.") from None
     if array.shape != shape:
         raise SfumatoError(f"{what} must have the shape {shape}, not {array.shape}.")
-    if not bool(jnp.isfinite(array).all()):
+    if not np.isfinite(array).all():
         raise SfumatoError(f"{what} holds numbers that are not finite.")
-    return array
+    return jnp.asarray(array)

@@ -76,11 +76,15 @@ class Images(Sequence[Picture]):
         return Picture(np.asarray(sheet), {**self[0].metadata, "grid": {"seeds": seeds, "columns": columns}})
 
     def save(self, pattern: str | Path) -> list[Path]:
-        """Writes every picture as `Picture.save` does, and returns the paths.
+        """Writes every picture as `Picture.save` does, under the names that `names` says, and returns the paths."""
+        return [picture.save(name) for picture, name in zip(self, self.names(pattern), strict=True)]
+
+    def names(self, pattern: str | Path) -> list[Path]:
+        """The file of every picture.
 
         `pattern` may hold {index}, which counts from 0, and {seed}, with a format as in {index:03}; without either,
         the number is put before the ending if there is more than one picture. Raises SfumatoError for another field,
-        or if two pictures would get the same name, before anything is written.
+        another ending than `Picture.save` writes, or if two pictures would get the same name.
         """
         pattern = Path(pattern)
         names = [self._name(pattern, number) for number in range(len(self))]
@@ -88,7 +92,7 @@ class Images(Sequence[Picture]):
             raise SfumatoError(f"{pattern} gives several pictures the same name; put {{index}} into it.")
         for name in names:
             image.format_of(name)
-        return [picture.save(name) for picture, name in zip(self, names, strict=True)]
+        return names
 
     def _name(self, pattern: Path, number: int) -> Path:
         if "{" not in str(pattern):

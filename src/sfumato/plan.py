@@ -41,6 +41,7 @@ class Plan:
     def parts(self, batch: int | None, devices: int) -> Iterator[tuple[list[int], int]]:
         """The pictures of each round, `batch` at most, and how many of them count: the rest fills up the devices."""
         most = min(batch or len(self), len(self))
+        devices = max(1, min(devices, most))
         whole = math.ceil(most / devices) * devices
         for first in range(0, len(self), most):
             chosen = list(range(first, min(first + most, len(self))))
@@ -60,7 +61,8 @@ def make_plan(model: Model, prompt: Any, negative: Any, count: Any, seed: Any, s
             f"There are {len(prompts)} prompts and {len(negatives)} negative ones; give one, or as many."
         )
     negatives = negatives * len(prompts) if len(negatives) == 1 else negatives
-    prompts, negatives = ([text for text in texts for _ in range(count)] for texts in (prompts, negatives))
+    prompts = [text for text in prompts for _ in range(count)]
+    negatives = [text for text in negatives for _ in range(count)]
     size = _size(model, size)
     factor = model.vae.factor
     shape = (size[1] // factor, size[0] // factor, model.vae.config.latent_channels)

@@ -97,12 +97,10 @@ def rows(
 
 
 def mesh_of(devices: Sequence[Any] | None, pictures: int) -> Mesh | None:
-    """The devices that share a run, at most one a picture; None for a single one."""
+    """The devices that share a run, at most one a picture; None for the only one there is."""
     chosen = list(devices) if devices is not None else jax.devices()
-    if not chosen:
-        raise SfumatoError("devices is an empty list; give at least one, or None for all.")
     chosen = chosen[: max(1, min(len(chosen), pictures))]
-    return Mesh(np.array(chosen), (BATCH,)) if len(chosen) > 1 else None
+    return Mesh(np.array(chosen), (BATCH,)) if devices is not None or len(chosen) > 1 else None
 
 
 def spread(mesh: Mesh | None, tree: Any, axis: int | None = 0) -> Any:

@@ -10,10 +10,11 @@ import pytest
 from PIL import Image
 
 import sfumato
-from pictures import drawing
 from sfumato.annotators import NAMES, Annotator, Option, Range
 from sfumato.errors import FileError, SfumatoError
 from sfumato.image import write
+
+from pictures import drawing
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -6,8 +6,9 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from pictures import drawing
 from sfumato.annotators.canny import canny
+
+from pictures import drawing
 
 
 def edges(picture, **options) -> np.ndarray:

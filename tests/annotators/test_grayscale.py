@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from pictures import drawing
 from sfumato.annotators.grayscale import grayscale
+
+from pictures import drawing
 
 
 def test_all_channels_are_the_luma():

@@ -10,6 +10,7 @@ from PIL import Image
 
 import sfumato
 from cli.test_cli import run
+
 from pictures import drawing
 
 

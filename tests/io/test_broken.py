@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 from safetensors.numpy import save
 
-from broken_files import BROKEN, MARK, TENSORS, Broken, crlf
 from sfumato.errors import FileError
 from sfumato.io.broken import human, line_endings_changed, missing, plain, sniff
 from sfumato.io.tensors import open_tensors
+
+from broken_files import BROKEN, MARK, TENSORS, Broken, crlf
 
 
 @pytest.mark.parametrize("broken", BROKEN, ids=lambda broken: broken.name)

@@ -5,10 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from published import checkpoint, file_of, stub
 from sfumato.errors import SfumatoError
 from sfumato.io.lazy import LazyTensor
 from sfumato.io.single_file import read_single_file
+
+from published import checkpoint, file_of, stub
 
 WITNESS = "model.diffusion_model.output_blocks.11.1.transformer_blocks.0.norm1.bias"
 V, EPS = "v_prediction", "epsilon"

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from published import checkpoint, file_of, old, stub
 from sfumato.errors import FileError
 from sfumato.io.foreign import foreign
 from sfumato.io.single_file import read_single_file
+
+from published import checkpoint, file_of, old, stub
 
 
 @pytest.mark.parametrize(("key", "what"), [

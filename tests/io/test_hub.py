@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 import sfumato
+
 from models.tiny import CONTROLNETS
 from oracle import seeded
 from pipelines import torch_pipeline

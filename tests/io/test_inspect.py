@@ -12,13 +12,14 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from broken_files import BROKEN, MARK, Broken, tensor, torch_zip
-from published import CONTROLNETS, UNETS, checkpoint, clip_l, file_of, old, state, stub
 from sfumato.errors import FileError
 from sfumato.io.family import Family, family_of_context
 from sfumato.io.inspect import Report, inspect
 from sfumato.io.lazy import LazyTensor
 from sfumato.io.recognise import recognise
+
+from broken_files import BROKEN, MARK, Broken, tensor, torch_zip
+from published import CONTROLNETS, UNETS, checkpoint, clip_l, file_of, old, state, stub
 
 REAL = Path(__file__).parents[2] / "../shared/real"
 Shapes = dict[str, tuple[int, ...]]

@@ -14,13 +14,14 @@ import pytest
 from flax import nnx
 
 import sfumato
+from sfumato.io.fill import slots
+from sfumato.io.folder import choose_weights
+from sfumato.model import check_fits
+
 from models.test_unet import inputs, run, run_torch
 from models.tiny import CONTROLNETS
 from oracle import assert_close, from_torch, seeded, to_torch
 from pipelines import KINDS
-from sfumato.io.fill import slots
-from sfumato.io.folder import choose_weights
-from sfumato.model import check_fits
 
 FAMILIES = {
     "sd1": "sd1", "sd1-inpaint": "sd1", "instruct-pix2pix": "sd1", "sd2": "sd2", "sd2-depth": "sd2", "sdxl": "sdxl",

@@ -7,13 +7,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-import published
-from published import file_of
 from sfumato.io import defaults
 from sfumato.io.lazy import LazyTensor
 from sfumato.io.original_names import inverse, rename, unet_names, vae_names
 from sfumato.io.single_file import read_single_file
 from sfumato.io.tensors import open_tensors
+
+import published
+from published import file_of
 
 
 @pytest.mark.parity
@@ -92,12 +93,13 @@ def test_a_tiny_unet_of_the_original_layout_computes_as_the_reference(tmp_path):
     import jax.numpy as jnp
     import torch
 
-    from oracle import assert_close, from_torch, seeded, to_torch
     from sfumato.io.fill import fill
     from sfumato.models.config import UNetConfig, from_dict
     from sfumato.models.layers import abstract
     from sfumato.models.unet import UNet
     from sfumato.types import Conditioning
+
+    from oracle import assert_close, from_torch, seeded, to_torch
 
     config: dict[str, Any] = {
         "block_out_channels": [32, 64], "cross_attention_dim": 768, "attention_head_dim": 8, "layers_per_block": 1,

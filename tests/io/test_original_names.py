@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 
-import published
 from sfumato.io.original_names import (
     controlnet_names,
     ema_name,
@@ -14,6 +13,8 @@ from sfumato.io.original_names import (
     unet_names,
     vae_names,
 )
+
+import published
 
 
 def unet_table(config: dict) -> dict[str, str]:

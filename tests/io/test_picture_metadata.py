@@ -9,10 +9,11 @@ import pytest
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from pictures import drawing
 from sfumato.errors import FileError, SfumatoError
 from sfumato.image import write
 from sfumato.io.picture_metadata import from_parameters, read_metadata, save_options, to_json, to_parameters
+
+from pictures import drawing
 
 OURS = {
     "prompt": 'a "red" fox, (sharp:1.2)\nin Øre — 雪 🦊',

@@ -15,12 +15,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from broken_files import MARK, NUMBERS, Call, Name, Stored, code, pickled, tensor, torch_legacy, torch_zip
 from sfumato.errors import FileError
 from sfumato.io import safe_pickle
 from sfumato.io.lazy import MappedFile
 from sfumato.io.safe_pickle import Inert, Reader, Refused, SafeUnpickler
 from sfumato.io.tensors import open_tensors
+
+from broken_files import MARK, NUMBERS, Call, Name, Stored, code, pickled, tensor, torch_legacy, torch_zip
 
 DANGEROUS = (
     "os system", "posix system", "nt system", "builtins eval", "builtins exec", "builtins getattr", "builtins open",

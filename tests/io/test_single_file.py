@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 from flax import nnx
 
-import published
-from published import Tensors, checkpoint, file_of, old, old_text, stub
 from sfumato.errors import FileError, MismatchError
 from sfumato.io.lazy import LazyTensor
 from sfumato.io.original_names import controlnet_names, ema_name, inverse, rename, unet_names, vae_names
 from sfumato.io.single_file import Parts, read_single_file
+
+import published
+from published import Tensors, checkpoint, file_of, old, old_text, stub
 
 TEXTS = {
     "sd1": {"text_encoder": "CLIP_L"}, "sd2": {"text_encoder": "OPEN_CLIP_H"},
@@ -228,9 +229,10 @@ def test_a_whole_file_loads(tmp_path):
     import torch
     from transformers import CLIPTextConfig, CLIPTextModel
 
-    from oracle import lazy, seeded
     from sfumato.io.fill import slots
     from sfumato.io.load import load, load_controlnet
+
+    from oracle import lazy, seeded
 
     half = {"block_out_channels": [32, 64], "cross_attention_dim": 768, "attention_head_dim": 8,
             "down_block_types": ["CrossAttnDownBlock2D", "DownBlock2D"]}  # fmt: skip

@@ -15,10 +15,11 @@ import pytest
 from safetensors import SafetensorError, deserialize
 from safetensors.numpy import save, save_file
 
-from broken_files import NUMBERS, TENSORS, entry, header, tensor, torch_zip
 from sfumato.errors import FileError
 from sfumato.io.safetensors_file import DTYPES
 from sfumato.io.tensors import LazyTensor, open_tensors
+
+from broken_files import NUMBERS, TENSORS, entry, header, tensor, torch_zip
 
 REAL = Path(__file__).parents[2] / "../shared/real"
 

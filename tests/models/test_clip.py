@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from oracle import assert_close, fresh, from_torch, lazy, seeded, to_torch
 from sfumato.errors import SfumatoError
 from sfumato.io.fill import fill, slots
 from sfumato.models.clip import (
@@ -25,6 +24,8 @@ from sfumato.models.clip import (
 )
 from sfumato.models.config import from_dict, to_dict
 from sfumato.models.layers import abstract
+
+from oracle import assert_close, fresh, from_torch, lazy, seeded, to_torch
 
 BOS, EOS = 98, 99
 TINY = ClipTextConfig(

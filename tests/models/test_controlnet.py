@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from models.test_unet import added_conditions, conditioning, inputs
-from models.tiny import CONTROLNETS, UNETS
-from oracle import assert_close, fill_from_torch, from_torch, seeded, to_torch
 from sfumato.models.config import ControlNetConfig, UNetConfig, from_dict
 from sfumato.models.controlnet import ControlNet
 from sfumato.types import Residuals
+
+from models.test_unet import added_conditions, conditioning, inputs
+from models.tiny import CONTROLNETS, UNETS
+from oracle import assert_close, fill_from_torch, from_torch, seeded, to_torch
 
 
 def control_inputs(name: str):

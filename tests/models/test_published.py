@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 
-import published
 from sfumato.io.fill import slots
 from sfumato.models.clip import OPEN_CLIP_BIG_G, OPEN_CLIP_H, VIT_L_14, ClipTextEncoder
 from sfumato.models.config import ControlNetConfig, UNetConfig, from_dict
@@ -12,6 +11,8 @@ from sfumato.models.controlnet import ControlNet
 from sfumato.models.layers import abstract
 from sfumato.models.unet import UNet
 from sfumato.models.vae import AutoencoderKL, VAEConfig
+
+import published
 
 NETWORKS = {
     **{("unet", name): (UNet, from_dict(UNetConfig, config)) for name, config in published.UNETS.items()},

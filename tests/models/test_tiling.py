@@ -11,13 +11,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from models.test_vae import config, ours, reference
-from oracle import assert_close, fresh, from_torch, to_torch
 from sfumato.errors import SfumatoError
 from sfumato.models.layers import abstract
 from sfumato.models.tiling import _tiled, sliced, tiled_decode, tiled_encode
 from sfumato.models.tiny_vae import AutoencoderTiny, TinyVAEConfig
 from sfumato.models.vae import AutoencoderKL
+
+from models.test_vae import config, ours, reference
+from oracle import assert_close, fresh, from_torch, to_torch
 
 TILE = 8
 CONFIG = config((8, 16), norm_num_groups=4, sample_size=2 * TILE)

@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from oracle import assert_close, fill_from_torch, fresh, from_torch, lazy, seeded, to_torch
 from sfumato.errors import MismatchError, SfumatoError
 from sfumato.io.fill import fill, slots
 from sfumato.models.config import from_dict, to_dict
 from sfumato.models.layers import abstract
 from sfumato.models.tiny_vae import AutoencoderTiny, TinyVAEConfig, infer_tiny_config, original_tiny_names
+
+from oracle import assert_close, fill_from_torch, fresh, from_torch, lazy, seeded, to_torch
 
 REAL = Path(__file__).parents[2].parent / "shared" / "real"
 

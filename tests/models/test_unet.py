@@ -11,12 +11,13 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from models.tiny import UNETS
-from oracle import assert_close, fill_from_torch, fresh, from_torch, seeded, to_torch
 from sfumato.errors import SfumatoError
 from sfumato.models.config import UNetConfig, from_dict
 from sfumato.models.unet import UNet
 from sfumato.types import Conditioning, Residuals
+
+from models.tiny import UNETS
+from oracle import assert_close, fill_from_torch, fresh, from_torch, seeded, to_torch
 
 
 def inputs(config: UNetConfig, rows: int = 2, size: tuple[int, int] = (8, 8), seed: int = 0) -> dict:

@@ -9,11 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from oracle import assert_close, fill_from_torch, fresh, from_torch, seeded, to_torch
 from sfumato.errors import SfumatoError
 from sfumato.models.config import from_dict, to_dict
 from sfumato.models.layers import abstract
 from sfumato.models.vae import AutoencoderKL, Gaussian, VAEConfig
+
+from oracle import assert_close, fill_from_torch, fresh, from_torch, seeded, to_torch
 
 
 def config(channels: tuple[int, ...], **kwargs) -> VAEConfig:

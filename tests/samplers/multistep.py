@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from samplers.oracle import SD, assert_same
 from sfumato.samplers.base import Sampler
+
+from samplers.oracle import SD, assert_same
 
 FLAGS = {"native": {}, "lu": {"use_lu_lambdas": True}} | {
     kind: {f"use_{kind}_sigmas": True} for kind in ("karras", "exponential", "beta")

@@ -17,11 +17,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from oracle import assert_close
 from sfumato.samplers.base import Sampler, Table
 from sfumato.samplers.sigmas import KINDS
 from sfumato.schedule import SPACINGS, Schedule, to_eps, to_x0
 from sfumato.types import Step
+
+from oracle import assert_close
 
 SHAPE = (2, 4, 4, 4)
 SD = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}

@@ -5,10 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from samplers.oracle import SD, assert_same, true_strides
 from sfumato.samplers.ddim import DDIM
 from sfumato.samplers.ddpm import DDPM
 from sfumato.schedule import SPACINGS, Schedule
+
+from samplers.oracle import SD, assert_same, true_strides
 
 
 def scheduler(**config):

@@ -5,10 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from samplers.oracle import NOISE, PICTURE, SD, assert_same, run_ours
 from sfumato.samplers.ddim import DDIM
 from sfumato.samplers.ddim_inverse import DDIMInverse
 from sfumato.schedule import SPACINGS, Schedule
+
+from samplers.oracle import NOISE, PICTURE, SD, assert_same, run_ours
 
 
 @pytest.mark.parity

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from samplers.oracle import SD, assert_same
 from sfumato.errors import SfumatoError
 from sfumato.samplers.ddpm import DDPM
 from sfumato.schedule import SPACINGS, Schedule
+
+from samplers.oracle import SD, assert_same
 
 
 def scheduler(**config):

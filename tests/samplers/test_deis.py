@@ -6,11 +6,12 @@ import functools
 
 import pytest
 
-from samplers.multistep import assert_equal
 from sfumato.errors import SfumatoError
 from sfumato.samplers.deis import DEIS
 from sfumato.samplers.sigmas import KINDS
 from sfumato.schedule import SPACINGS
+
+from samplers.multistep import assert_equal
 
 parity = pytest.mark.parity
 assert_equal = functools.partial(assert_equal, DEIS, "DEISMultistep")

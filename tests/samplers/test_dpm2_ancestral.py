@@ -5,11 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from samplers.oracle import CASES, SD, assert_same, run_ours
 from sfumato.samplers.dpm2 import DPM2
 from sfumato.samplers.dpm2_ancestral import DPM2Ancestral
 from sfumato.samplers.sigmas import KINDS
 from sfumato.schedule import Schedule
+
+from samplers.oracle import CASES, SD, assert_same, run_ours
 
 SECOND = slice(1, None, 2)
 """The rows whose noise is used."""

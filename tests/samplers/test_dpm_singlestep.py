@@ -6,10 +6,11 @@ import functools
 
 import pytest
 
-from samplers.multistep import assert_equal
 from sfumato.errors import SfumatoError
 from sfumato.samplers.dpm_singlestep import DPMSinglestep
 from sfumato.samplers.sigmas import KINDS
+
+from samplers.multistep import assert_equal
 
 parity = pytest.mark.parity
 assert_equal = functools.partial(assert_equal, DPMSinglestep, "DPMSolverSinglestep")

@@ -6,11 +6,12 @@ import functools
 
 import pytest
 
-from samplers.multistep import assert_equal
 from sfumato.errors import SfumatoError
 from sfumato.samplers.dpmpp_2m import DPMpp2M
 from sfumato.samplers.exponential import LEVELS
 from sfumato.schedule import SPACINGS
+
+from samplers.multistep import assert_equal
 
 parity = pytest.mark.parity
 

@@ -7,13 +7,14 @@ import functools
 import numpy as np
 import pytest
 
-from samplers.multistep import assert_equal
-from samplers.oracle import NOISE, draws, network, run_ours
 from sfumato.errors import SfumatoError
 from sfumato.samplers.dpmpp_2m import DPMpp2M
 from sfumato.samplers.dpmpp_2m_sde import DPMpp2MSDE
 from sfumato.samplers.exponential import LEVELS
 from sfumato.schedule import SPACINGS, Schedule
+
+from samplers.multistep import assert_equal
+from samplers.oracle import NOISE, draws, network, run_ours
 
 parity = pytest.mark.parity
 assert_equal = functools.partial(assert_equal, DPMpp2MSDE, "DPMSolverMultistep", algorithm_type="sde-dpmsolver++")

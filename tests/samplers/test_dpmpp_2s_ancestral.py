@@ -5,12 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from samplers.oracle import NOISE, PICTURE, SHAPE, draws, network, run_ours
 from sfumato.errors import SfumatoError
 from sfumato.samplers.dpmpp_2s_ancestral import DPMpp2SAncestral
 from sfumato.samplers.dpmpp_sde import DPMppSDE
 from sfumato.samplers.sigmas import KINDS, sigma_schedule, timestep_of
 from sfumato.schedule import SPACINGS, Schedule
+
+from samplers.oracle import NOISE, PICTURE, SHAPE, draws, network, run_ours
 
 NOISE_OF_ROWS = draws(100)
 

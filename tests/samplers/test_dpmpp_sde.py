@@ -10,12 +10,13 @@ import types
 import numpy as np
 import pytest
 
-from samplers.multistep import FLAGS
-from samplers.oracle import SD, SHAPE, assert_same, draws, run_ours
 from sfumato.errors import SfumatoError
 from sfumato.samplers.dpmpp_sde import DPMppSDE
 from sfumato.samplers.sigmas import KINDS
 from sfumato.schedule import SPACINGS, Schedule
+
+from samplers.multistep import FLAGS
+from samplers.oracle import SD, SHAPE, assert_same, draws, run_ours
 
 parity = pytest.mark.parity
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from samplers.oracle import CASES, SD, assert_same
 from sfumato.samplers.euler import Euler
 from sfumato.samplers.sigmas import KINDS
 from sfumato.schedule import SPACINGS
+
+from samplers.oracle import CASES, SD, assert_same
 
 pytestmark = pytest.mark.parity
 

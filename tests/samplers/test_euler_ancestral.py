@@ -5,11 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from samplers.oracle import SD, assert_same, run_ours
 from sfumato.samplers.euler import Euler
 from sfumato.samplers.euler_ancestral import EulerAncestral
 from sfumato.samplers.sigmas import KINDS
 from sfumato.schedule import SPACINGS, Schedule
+
+from samplers.oracle import SD, assert_same, run_ours
 
 
 def scheduler(**config):

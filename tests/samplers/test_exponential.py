@@ -8,13 +8,14 @@ import itertools
 import numpy as np
 import pytest
 
-from samplers.oracle import PICTURE, run_ours
 from sfumato.samplers import exponential
 from sfumato.samplers.deis import DEIS
 from sfumato.samplers.dpm_singlestep import DPMSinglestep
 from sfumato.samplers.dpmpp_2m import DPMpp2M
 from sfumato.samplers.unipc import UniPC
 from sfumato.schedule import SPACINGS, Schedule
+
+from samplers.oracle import PICTURE, run_ours
 
 ORDERS, SPACES = (1, 2, 3), exponential.SPACES
 ALL = [

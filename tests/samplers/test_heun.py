@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from samplers.oracle import CASES, SD, assert_same
 from sfumato.samplers.heun import Heun
+
+from samplers.oracle import CASES, SD, assert_same
 
 pytestmark = pytest.mark.parity
 

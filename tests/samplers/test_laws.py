@@ -9,10 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from oracle import assert_close
-from samplers.oracle import NOISE, PICTURE, advance, rows, run_ours
 from sfumato.samplers import NAMES, SAMPLERS, Table
 from sfumato.schedule import Schedule
+
+from oracle import assert_close
+from samplers.oracle import NOISE, PICTURE, advance, rows, run_ours
 
 ZERO_SNR = {"rescale_betas_zero_snr": True, "prediction_type": "v_prediction", "timestep_spacing": "trailing"}
 SCHEDULES = [Schedule(steps_offset=1), Schedule(prediction_type="v_prediction"), Schedule(**ZERO_SNR)]

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from samplers.oracle import assert_same
 from sfumato.errors import SfumatoError
 from sfumato.samplers.lcm import LCM
 from sfumato.schedule import Schedule
+
+from samplers.oracle import assert_same
 
 
 def scheduler(**config):

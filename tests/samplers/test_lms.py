@@ -5,10 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from oracle import assert_close
-from samplers.oracle import CASES, PICTURE, SD, assert_same, run_ours, run_theirs
 from sfumato.samplers.lms import LMS, lagrange_integrals
 from sfumato.schedule import Schedule
+
+from oracle import assert_close
+from samplers.oracle import CASES, PICTURE, SD, assert_same, run_ours, run_theirs
 
 
 def scheduler(kind: str = "native", **config):

@@ -5,11 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from oracle import assert_close
-from samplers.oracle import PICTURE, SD, assert_same, network, run_ours, run_theirs, true_strides
 from sfumato.samplers.ddim import DDIM
 from sfumato.samplers.pndm import PNDM
 from sfumato.schedule import Schedule
+
+from oracle import assert_close
+from samplers.oracle import PICTURE, SD, assert_same, network, run_ours, run_theirs, true_strides
 
 
 def scheduler(**config):

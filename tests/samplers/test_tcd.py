@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from samplers.oracle import assert_same
 from sfumato.samplers.tcd import TCD
+
+from samplers.oracle import assert_same
 
 
 def scheduler(**config):

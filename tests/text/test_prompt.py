@@ -11,13 +11,14 @@ import pytest
 from flax import nnx
 
 import sfumato
-from oracle import assert_close, from_torch
-from pipelines import torch_pipeline
 from sfumato.errors import SfumatoError
 from sfumato.models.clip import PROJECTED, ClipTextConfig, ClipTextEncoder
 from sfumato.text import prompt
 from sfumato.text.prompt import encode, encode_prompt, parse, tokenize, tokenize_prompt, weigh
 from sfumato.text.tokenizer import TruncationWarning, clip_tokenizer
+
+from oracle import assert_close, from_torch
+from pipelines import torch_pipeline
 
 TOKENIZER = clip_tokenizer()
 FOX, BOS, EOS = 3240, 49406, 49407

@@ -10,7 +10,9 @@ from typing import Any
 import typer
 
 from sfumato.cli.annotate import annotate, annotators
+from sfumato.cli.generate import generate
 from sfumato.cli.inspect import inspect
+from sfumato.cli.samplers import samplers
 from sfumato.errors import SfumatoError
 from sfumato.version import __version__
 
@@ -18,7 +20,7 @@ app = typer.Typer(
     name="sfumato", help="Controlled image generation with latent diffusion, in JAX.", no_args_is_help=True,
     add_completion=False, pretty_exceptions_enable=False, context_settings={"help_option_names": ["-h", "--help"]},
 )  # fmt: skip
-for command in (inspect, annotate, annotators):
+for command in (generate, inspect, annotate, annotators, samplers):
     app.command()(command)
 
 

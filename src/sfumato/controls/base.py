@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses as dc
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, cast
 
 import jax
 import jax.numpy as jnp
@@ -77,6 +77,14 @@ class Control:
         """On the host, before anything is compiled: checks, and makes arrays of strings and pictures. What comes out
         goes into the loop. Raises SfumatoError for what does not fit the model or the run."""
         return self
+
+    def part(self, picked: Sequence[int]) -> Control:
+        """A prepared control for some of the pictures."""
+        if not self.per_picture:
+            return self
+        chosen = np.array(picked)
+        fields = {name: jax.tree.map(lambda a: a[chosen], getattr(self, name)) for name in self.per_picture}
+        return dc.replace(cast(Any, self), **fields)
 
     def finish(self, pictures: UInt8[np.ndarray, "B H W 3"]) -> UInt8[np.ndarray, "B H W 3"]:
         """On the host, after decoding. Called on the control that the user gave, not on the prepared one."""

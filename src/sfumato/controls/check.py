@@ -15,8 +15,8 @@ from sfumato.errors import SfumatoError
 from sfumato.types import Window
 
 
-def number(what: str, value: Any, low: float = -math.inf, high: float = math.inf) -> Float[Array, ""]:
-    """A float32 scalar. Raises SfumatoError for what is no finite number in [low, high]."""
+def finite(what: str, value: Any, low: float = -math.inf, high: float = math.inf) -> float:
+    """The number. Raises SfumatoError for what is no finite number in [low, high]."""
     try:
         plain = float(value)
     except (TypeError, ValueError):
@@ -25,16 +25,21 @@ def number(what: str, value: Any, low: float = -math.inf, high: float = math.inf
         raise SfumatoError(f"{what} must be a finite number, not {plain}.")
     if not low <= plain <= high:
         raise SfumatoError(f"{what} must lie in [{low:g}, {high:g}], not be {plain:g}.")
-    return jnp.float32(plain)
+    return plain
+
+
+def number(what: str, value: Any, low: float = -math.inf, high: float = math.inf) -> Float[Array, ""]:
+    """The number as a float32 scalar, a leaf of the loop. Raises SfumatoError as `finite`."""
+    return jnp.asarray(np.float32(finite(what, value, low, high)))  # jnp.float32 would compile a conversion
 
 
 def window(what: str, value: Window) -> Window:
     """The window with float32 ends. Raises SfumatoError unless 0 <= start <= stop <= 1."""
-    start = number(f"The start of {what}", value.start, 0, 1)
-    stop = number(f"The stop of {what}", value.stop, 0, 1)
+    start = finite(f"The start of {what}", value.start, 0, 1)
+    stop = finite(f"The stop of {what}", value.stop, 0, 1)
     if start > stop:
         raise SfumatoError(f"The window of {what} starts at {start:g} and stops before that, at {stop:g}.")
-    return Window(start, stop)
+    return Window(jnp.asarray(np.float32(start)), jnp.asarray(np.float32(stop)))
 
 
 def pictures(

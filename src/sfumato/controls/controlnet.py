@@ -61,13 +61,13 @@ class ControlNet(Control):
         def on() -> dict[str, Residuals]:
             plain = {name: dc.replace(conds[name], channels=None, residuals=None) for name in names}
             found = batched(run, {name: xs[name] for name in names}, plain, dict.fromkeys(names, self.image))
-            return jax.tree.map(lambda r: r.astype(jnp.float32), found)
+            return jax.tree.map(lambda r: r.astype(jnp.promote_types(r.dtype, jnp.float32)), found)
 
         found = gate(self.window.active(step), on)
         # Rows that go without still need residuals to be batched with those that have some.
-        none = jax.tree.map(jnp.zeros_like, found[names[0]])
+        none: Residuals = jax.tree.map(jnp.zeros_like, found[names[0]])
         return {
-            name: dc.replace(cond, residuals=self._sum(cond, found.get(name, none))) for name, cond in conds.items()
+            name: dc.replace(cond, residuals=self._sum(cond, found.get(name) or none)) for name, cond in conds.items()
         }
 
     def _sum(self, cond: Conditioning, own: Residuals) -> Residuals:

@@ -11,8 +11,8 @@ import numpy as np
 from jaxtyping import Array, Float, Float32, UInt8
 
 from sfumato import image as pixels
+from sfumato.controls import check
 from sfumato.controls.base import Control, Latents, Request, State
-from sfumato.controls.check import pictures
 from sfumato.errors import SfumatoError
 from sfumato.models.blocks import nearest
 from sfumato.types import Conditioning, Step, pytree
@@ -44,10 +44,10 @@ class Inpaint(Control):
         masked = request.encode_image(image * (mask < 0.5))
         return MaskChannels(jnp.concatenate([small, masked], axis=-1))
 
-    def finish(self, made: UInt8[np.ndarray, "B H W 3"]) -> UInt8[np.ndarray, "B H W 3"]:
-        image, mask = self._arrays(len(made), (made.shape[2], made.shape[1]))
+    def finish(self, pictures: UInt8[np.ndarray, "B H W 3"]) -> UInt8[np.ndarray, "B H W 3"]:
+        image, mask = self._arrays(len(pictures), (pictures.shape[2], pictures.shape[1]))
         known = np.round((image + 1) * 127.5).astype(np.uint8)
-        return np.where(mask > 0.5, made, known)
+        return np.where(mask > 0.5, pictures, known)
 
     def _arrays(
         self, batch: int, size: tuple[int, int]
@@ -60,7 +60,7 @@ class Inpaint(Control):
             raise SfumatoError(f"The mask must have the size of the picture, {sizes[0]}, and not {sizes[1]}.")
         stretched = pixels.resize(pixels.read(np.repeat(mask, 3, axis=2)), size)
         mask = pixels.read_mask(stretched)
-        return pictures("Inpaint", self.image, batch, size, signed=True), np.repeat(mask[None], batch, axis=0)
+        return check.pictures("Inpaint", self.image, batch, size, signed=True), np.repeat(mask[None], batch, axis=0)
 
 
 @pytree

@@ -6,6 +6,7 @@ import difflib
 import re
 from collections.abc import Callable, Collection
 from pathlib import Path
+from typing import Any
 
 from sfumato.errors import FileError
 from sfumato.io.folder import NETWORKS, choose_weights
@@ -78,7 +79,7 @@ def _listing(repository: str, revision: str | None) -> list[str] | None:
     from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
 
     # Not every failure of the network is one of the hub's own errors; they have the base of its HTTP library.
-    unreachable: tuple[type[BaseException], ...] = (HfHubHTTPError.__bases__[0], OSError)
+    unreachable: Any = (HfHubHTTPError.__bases__[0], OSError)
     try:
         # Not list_repo_files, which tries for half a minute where there is no network.
         found = HfApi().model_info(repository, revision=revision).siblings or []

@@ -90,7 +90,7 @@ def sampler(which: str | Sampler | None, schedule: Schedule) -> Sampler:
                 f" {', '.join(NAMES)}."
             )
         return SCHEDULERS[name]({"clip_sample": schedule.clip_sample, **schedule.options})
-    name = " ".join(functools.reduce(lambda name, pair: name.replace(*pair), SPELLINGS, which.lower()).split())
+    name = " ".join(functools.reduce(lambda name, pair: name.replace(*pair), SPELLINGS, str(which).lower()).split())
     if name not in SAMPLERS:
         near = difflib.get_close_matches(name, SAMPLERS, n=3) or NAMES
         raise SfumatoError(f"Unknown sampler {which!r}; known are, for example, {', '.join(near)}.")

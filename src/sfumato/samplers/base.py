@@ -64,5 +64,5 @@ def make_table(
     index = np.arange(len(t))
     progress = np.maximum(index - start_row, 0) / max(len(t) - start_row, 1)
     columns = {key: np.asarray(value, np.float64) for key, value in coefficients.items()}
-    steps = Step(index, progress, index >= start_row, index == len(t) - 1, t, alpha, sigma, alpha_next, sigma_next, columns)
-    return Table(steps, start_sigma)
+    active, last = index >= start_row, index == len(t) - 1
+    return Table(Step(index, progress, active, last, t, alpha, sigma, alpha_next, sigma_next, columns), start_sigma)

@@ -20,7 +20,7 @@ from sfumato.types import Step
 @final
 @dc.dataclass(frozen=True)
 class DPMpp2MSDE(Sampler):
-    """SDE-DPM-Solver++(2M) of arXiv:2211.01095 (eta = 1, order 2, "midpoint"); any `eta` as k-diffusion's sample_dpmpp_2m_sde.
+    """arXiv:2211.01095, SDE-DPM-Solver++(2M) (eta = 1, order 2, "midpoint"); any `eta` as in k-diffusion.
 
     The stochastic equation with noise share eta has the exact solution
 

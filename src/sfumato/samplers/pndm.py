@@ -55,8 +55,8 @@ class PNDM(Sampler):
         weights[again & (alpha[of] ** 2 <= FLOOR)] = [0, 1, 0, 0]
         keep = alpha[of + 1] / alpha[of]
         return make_table(
-            t[at], alpha[at], sigma[at], alpha[of + 1], sigma[of + 1], start_row=first, again=again, keep=keep,
-            move=sigma[of + 1] - keep * sigma[of], **{f"w{k}": weights[:, k] for k in range(4)},
+            t[at], alpha[at], sigma[at], alpha[of + 1], sigma[of + 1], start_row=first, start_sigma=1.0, again=again,
+            keep=keep, move=sigma[of + 1] - keep * sigma[of], **{f"w{k}": weights[:, k] for k in range(4)},
         )  # fmt: skip
 
     def init(self, x: Latents) -> State:

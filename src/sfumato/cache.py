@@ -1,0 +1,56 @@
+"""Compiled programs are kept between processes, so that the second start of a program is quick."""
+
+from __future__ import annotations
+
+import os
+import sys
+import warnings
+from pathlib import Path
+
+import jax
+
+VARIABLE = "SFUMATO_CACHE"
+"""The environment variable that names the cache folder, or switches it off."""
+
+OFF = ("", "0", "off")
+
+
+def cache_folder() -> Path | None:
+    """Where sfumato keeps what it can make again: `$SFUMATO_CACHE`, otherwise the user's cache folder.
+
+    None if the variable says "off", "0" or nothing.
+    """
+    named = os.environ.get(VARIABLE)
+    if named is not None:
+        return None if named.strip().lower() in OFF else Path(named).expanduser()
+    if sys.platform == "darwin":
+        usual = Path.home() / "Library" / "Caches"
+    elif sys.platform == "win32":
+        usual = Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
+    else:
+        usual = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return usual / "sfumato"
+
+
+def enable_cache() -> None:
+    """Turns on jax's persistent compilation cache, for programs that take at least a second to compile.
+
+    Does nothing where the user has named a folder to jax himself (`JAX_COMPILATION_CACHE_DIR`) or switched ours off
+    (`SFUMATO_CACHE=off`). A folder that cannot be written to is a warning.
+    """
+    if jax.config.jax_compilation_cache_dir is not None:  # pyright: ignore[reportAttributeAccessIssue]
+        return
+    try:
+        folder = cache_folder()
+        if folder is None:
+            return
+        folder = folder / "compiled"
+        # What lies there is run, so nobody else may write to it.
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if not os.access(folder, os.W_OK):
+            raise PermissionError(f"{folder} is not writable")
+    except (OSError, RuntimeError) as error:  # the latter: there is no home folder
+        warnings.warn(f"Compiled programs are not kept ({error}); {VARIABLE} names another folder.", stacklevel=3)
+        return
+    # That only programs of a second and more are kept, of whatever size, is jax's default.
+    jax.config.update("jax_compilation_cache_dir", str(folder))

@@ -1,0 +1,203 @@
+"""`sfumato generate`: pictures from a prompt, steered as on the command line."""
+
+from __future__ import annotations
+
+import dataclasses as dc
+import math
+import os
+import re
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from sfumato.errors import SfumatoError
+
+INTERRUPTED = 130
+"""The exit status after Ctrl-C: 128 and the number of the signal, as shells have it."""
+
+PLAIN = ("none", "image")
+"""In place of an annotator: the picture is a control picture already."""
+
+ControlOption = typer.Option(
+    "--control", metavar="ANNOTATOR=PICTURE,net=NET[,...]",
+    help="Steer with a ControlNet; may be repeated. The annotator (`sfumato annotators`, or none if the picture is a "
+    "control picture already) makes the control picture out of the picture; net is a path or hub id. Further: "
+    "scale=0.8, start=0, stop=0.6 (shares of the steps), guess, and the annotator's own options.",
+)  # fmt: skip
+
+
+def generate(
+    prompt: Annotated[str, typer.Argument(help="What to draw.")],
+    out: Annotated[Path, typer.Option("-o", "--out", help="Where to write: .png, .jpg or .webp; of several pictures "
+                                      "the name may hold {index} and {seed}, and is numbered otherwise.")],
+    model: Annotated[str, typer.Option("-m", "--model", help="A folder, a single-file checkpoint or a hub id.")],
+    negative: Annotated[str | None, typer.Option(help="What not to draw.")] = None,
+    control: Annotated[list[str] | None, ControlOption] = None,
+    image: Annotated[Path | None, typer.Option(help="Start from this picture; with --mask, repaint it there.")] = None,
+    strength: Annotated[float | None, typer.Option(help="How much to change --image, 0 to 1 (0.8).")] = None,
+    mask: Annotated[Path | None, typer.Option(help="White is repainted, black stays.")] = None,
+    sampler: Annotated[str | None, typer.Option(help="One of `sfumato samplers`; otherwise the model's own.")] = None,
+    steps: Annotated[int, typer.Option(help="Evaluations of the network.")] = 30,
+    guidance: Annotated[float, typer.Option(help="How closely to follow the prompt; 1 is no guidance.")] = 7.5,
+    rescale: Annotated[float, typer.Option(help="Share, 0 to 1, of the correction for too strong contrast.")] = 0.0,
+    size: Annotated[str | None, typer.Option(metavar="WxH", help="Such as 768x512; the model's own.")] = None,
+    seed: Annotated[int, typer.Option(help="Of the first picture; the others follow.")] = 0,
+    count: Annotated[int, typer.Option("-n", "--count", help="How many pictures.")] = 1,
+    grid: Annotated[bool, typer.Option("--grid", help="Write all pictures on one sheet.")] = False,
+    batch: Annotated[int | None, typer.Option(help="How many pictures to make at once; all.")] = None,
+    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16.")] = None,
+    vae: Annotated[str | None, typer.Option(help="Another autoencoder: a path or hub id.")] = None,
+    clip_skip: Annotated[int, typer.Option(help="Leave out that many more of the text encoder's layers.")] = 0,
+    literal: Annotated[bool, typer.Option("--literal", help="No weights in the prompt: (a) and [a] are text.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print files, seeds, seconds and settings as JSON.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Print nothing but mistakes.")] = False,
+) -> None:  # fmt: skip
+    """Make pictures: `sfumato generate "a red fox" -m MODEL -o fox.png`."""
+    try:
+        controls = [_control(text) for text in control or ()]
+        _check(out, sampler, seed, count, steps, batch, guidance, rescale, image, strength, mask, grid)
+        settings: dict[str, Any] = {
+            "negative": negative, "sampler": sampler, "steps": steps, "size": _size(size), "count": count,
+            "seed": seed, "clip_skip": clip_skip, "weights": not literal, "batch": batch,
+        }  # fmt: skip
+        if image is not None and mask is None:
+            settings |= {"image": image, "strength": 0.8 if strength is None else strength}
+        _run(prompt, model, controls, (image, mask) if image and mask else None, (guidance, rescale), settings,
+             {"dtype": dtype, "vae": vae}, out, grid, json, quiet)  # fmt: skip
+    except KeyboardInterrupt:
+        typer.echo("sfumato: Interrupted.", err=True)
+        raise typer.Exit(INTERRUPTED) from None
+
+
+def _run(
+    prompt: str, source: str, nets: list[_Control], inpaint: tuple[Path, Path] | None, guidance: tuple[float, float],
+    settings: dict[str, Any], how: dict[str, Any], out: Path, grid: bool, json: bool, quiet: bool,
+) -> None:  # fmt: skip
+    """Loads, makes, writes and tells."""
+    from json import dumps
+
+    import sfumato
+    from sfumato.cli.watch import Watch
+
+    rounds = math.ceil(settings["count"] / (settings["batch"] or settings["count"]))
+    watch = Watch(rounds, quiet=quiet or json)
+    watch.loading(source)
+    model = sfumato.load(source, **how)
+    controls: list[Any] = [] if guidance[0] == 1 else [sfumato.CFG(*guidance)]
+    if inpaint is not None:
+        controls.append(sfumato.Inpaint(*inpaint))
+    for one in nets:
+        net = sfumato.load_controlnet(one.net, dtype=how["dtype"])
+        controls.append(sfumato.ControlNet(net, one.picture, one.scale, sfumato.Window(*one.window), one.guess))
+    with watch:
+        images = sfumato.generate(model, prompt, controls=controls, progress=watch.progress, **settings)
+    watch.done()
+    files = [images.grid().save(out)] if grid else images.save(out)
+    if json:
+        facts = dict(images[0].metadata)
+        facts["settings"] = {key: value for key, value in facts["settings"].items() if key != "seed"}
+        seeds = [picture.metadata["settings"]["seed"] for picture in images]
+        seconds = {key: round(value, 3) for key, value in watch.seconds.items()}
+        typer.echo(dumps({"files": [str(file) for file in files], "seeds": seeds, "seconds": seconds} | facts))
+    elif not quiet:
+        watch.say(f"Sampled in {watch.seconds['sample']:.1f} s, decoded in {watch.seconds['decode']:.1f} s")
+        typer.echo("\n".join(map(str, files)))
+
+
+@dc.dataclass(frozen=True)
+class _Control:
+    """A --control, with its control picture made."""
+
+    net: str
+    picture: Any
+    scale: float = 1.0
+    window: tuple[float, float] = (0.0, 1.0)
+    guess: bool = False
+
+
+def _control(text: str) -> _Control:
+    """Reads ANNOTATOR=PICTURE,net=NET,... and makes the picture. Raises SfumatoError for what does not fit."""
+    from sfumato.annotators import annotate
+    from sfumato.controls.check import finite, window
+    from sfumato.image import read
+    from sfumato.types import Window
+
+    (annotator, _, photo), *rest = (part.strip().partition("=") for part in text.split(","))
+    if not photo:
+        raise SfumatoError(
+            f"--control takes ANNOTATOR=PICTURE, such as canny=photo.png, and then settings; not {text!r}."
+        )
+    values = {key: value if sign else None for key, sign, value in rest}
+    flags = [key for key, value in values.items() if value is None and key != "guess"]
+    if flags or len(values) < len(rest):
+        what = f"{flags[0]!r} has no value" if flags else "a setting is there twice"
+        raise SfumatoError(f"--control {text}: {what}; settings are written as scale=0.8, with commas between them.")
+    net = values.pop("net", None)
+    if not net:
+        raise SfumatoError(f"--control {text} names no ControlNet; add net= with a path or hub id.")
+    guess = "guess" in values and values.pop("guess") not in ("0", "false", "no")
+    scale = finite("ControlNet's scale", values.pop("scale", 1))
+    inside = window("ControlNet", Window(values.pop("start", 0), values.pop("stop", 1)))  # pyright: ignore[reportArgumentType]
+    if annotator in PLAIN and values:
+        raise SfumatoError(f"--control {text}: a plain picture has no setting {next(iter(values))!r}.")
+    picture = read(photo) if annotator in PLAIN else annotate(annotator, photo, **values)
+    return _Control(net, picture, scale, (float(inside.start), float(inside.stop)), guess)
+
+
+def _check(
+    out: Path, sampler: str | None, seed: int, count: int, steps: int, batch: int | None, guidance: float,
+    rescale: float, image: Path | None, strength: float | None, mask: Path | None, grid: bool,
+) -> None:  # fmt: skip
+    """Raises SfumatoError for what would fail in the end, or does not go together, before anything is loaded."""
+    from sfumato.controls.check import finite
+    from sfumato.image import format_of, read, read_mask
+    from sfumato.noise import checked
+    from sfumato.samplers import sampler as sampler_of
+    from sfumato.schedule import Schedule
+
+    for name, value in (("--count", count), ("--steps", steps), ("--batch", batch)):
+        if value is not None and value < 1:
+            raise SfumatoError(f"{name} must be a whole number from 1 on, not {value}.")
+    seeds = checked([seed, seed + count - 1])
+    _check_place(out, count, grid, seeds[0])
+    format_of(out)
+    finite("--guidance", guidance)
+    finite("--rescale", rescale, 0, 1)
+    if sampler is not None:
+        sampler_of(sampler, Schedule())
+    if strength is not None:
+        finite("--strength", strength, 0, 1)
+        if image is None or mask is not None:
+            raise SfumatoError("--strength says how much of --image to change, so it needs --image and no --mask.")
+    if mask is not None and image is None:
+        raise SfumatoError("--mask says where to repaint a picture; give the picture as --image.")
+    if image is not None:
+        size = read(image).size
+        if mask is not None and read_mask(mask).shape[1::-1] != size:
+            raise SfumatoError(f"The mask {mask} must have the size of {image}, {size[0]}x{size[1]}.")
+
+
+def _check_place(out: Path, count: int, grid: bool, seed: int) -> None:
+    """Raises SfumatoError if the pictures could not be written in the end."""
+    import numpy as np
+
+    from sfumato.images import Images, Picture
+
+    blank = np.zeros((1, 1, 3), np.uint8)
+    seeds = [seed] if grid else range(seed, seed + count)
+    names = Images([Picture(blank, {"settings": {"seed": one}}) for one in seeds]).names(out)
+    for name in names:
+        folder = next(folder for folder in name.absolute().parents if folder.exists())
+        if name.is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK):
+            raise SfumatoError(f"{name} cannot be written; name a file in a folder that can.")
+
+
+def _size(text: str | None) -> tuple[int, int] | None:
+    """Width and height. Raises SfumatoError for what is none."""
+    if text is None:
+        return None
+    sides = re.fullmatch(r"\s*(\d+)\s*[x×,]\s*(\d+)\s*", text.lower())
+    if sides is None:
+        raise SfumatoError(f"--size takes WIDTHxHEIGHT in pixels, such as 768x512, not {text!r}.")
+    return int(sides[1]), int(sides[2])

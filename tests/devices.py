@@ -1,0 +1,82 @@
+"""Run by test_laws.py with eight virtual devices: the same pictures as on one, and nobody waits for anybody.
+
+    python tests/devices.py MODEL_FOLDER
+
+prints what was found, as JSON.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import sfumato
+from sfumato import run
+from sfumato import sample as loop
+from sfumato.samplers import DDIM
+from test_laws import PROMPTS, cfg, controlnet, inpaint, pictures, prepared
+
+from pipelines import small
+
+COLLECTIVES = r"\b(all-reduce|all-gather|all-to-all|collective-permute|reduce-scatter|collective-broadcast)"
+
+
+def controls(chosen: Any) -> Any:
+    return (*cfg("sd1"), *controlnet("sd1", pictures=chosen), *inpaint("sd1", pictures=chosen))
+
+
+def differences(model: sfumato.Model) -> dict[str, float]:
+    """The largest of each run on all devices from the same pictures on one, as share of the range."""
+    eight = range(8)
+    want = pictures(model, controls(eight), devices=jax.devices()[:1])
+    extent = want.max() - want.min()
+
+    def apart(got: np.ndarray, want: np.ndarray) -> float:
+        return float(np.abs(got - want).max() / extent)
+
+    def everywhere(chosen: Any, **changes: Any) -> np.ndarray:
+        return pictures(model, controls(chosen), chosen, devices=None, **changes)
+
+    more = [0, 1, 2, 3, 4, 5, 6, 7, 2, 0, 5]
+    return {
+        "8": apart(everywhere(eight), want),
+        "3": apart(everywhere([1, 4, 6]), want[[1, 4, 6]]),
+        "11 in rounds of 8": apart(everywhere(more, batch=8), want[more]),
+        "8 row by row": apart(everywhere(eight, progress=lambda *_: True), want),
+    }
+
+
+def program(model: sfumato.Model) -> str:
+    """The compiled loop for eight devices."""
+    unet, steps, ready, x, base = prepared(model, controls(range(8)))
+    mesh = run.mesh_of(None, 8)
+    arguments = (
+        run.spread(mesh, unet, None), DDIM(), steps, ready,
+        run.spread(mesh, x), run.spread(mesh, base), model.schedule.prediction_type, mesh,
+    )  # fmt: skip
+    return loop.sample.lower(*arguments).compile().as_text()
+
+
+def main(folder: str) -> None:
+    model = small("sd1", sfumato.load(folder))
+    text = program(model)
+    third = sfumato.generate(
+        model, PROMPTS[0], steps=2, size=(16, 16), output="latents", devices=jax.devices()[3:4], controls=()
+    )
+    print(json.dumps({
+        "devices": len(jax.devices()),
+        "collectives": sorted(set(re.findall(COLLECTIVES, text))),
+        "loop": bool(re.search(r"\bwhile\b", text)),
+        "lies_on": [device.id for device in jnp.asarray(third).devices()],
+        "differences": differences(model),
+    }))  # fmt: skip
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

@@ -1,0 +1,62 @@
+"""Which controls may run together, and which rows the network gets."""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+import pytest
+
+from sfumato.controls import CFG, Control
+from sfumato.errors import SfumatoError
+from sfumato.sample import all_branches, check_together
+from sfumato.types import Conditioning, pytree
+
+BASE = {name: Conditioning(jnp.full((1, 2, 3), value)) for name, value in (("cond", 1.0), ("uncond", 0.0))}
+
+
+@pytree
+class Edit(Control):
+    """A branch of its own."""
+
+    text: float = 2.0
+
+    def branches(self, base):
+        return {"edit": Conditioning(jnp.full((1, 2, 3), self.text))}
+
+
+@pytree
+class Depth(Control):
+    sets_channels = True
+
+
+@pytree
+class Masked(Control):
+    sets_channels = True
+
+
+def test_the_prompt_is_always_the_first_branch():
+    assert all_branches((), BASE) == {"cond": BASE["cond"]}
+    assert list(all_branches((Edit(), CFG()), BASE)) == ["cond", "edit", "uncond"]
+
+
+def test_a_branch_of_the_run_may_be_shared():
+    assert list(all_branches((CFG(2.0), CFG(3.0)), BASE)) == ["cond", "uncond"]
+
+
+@pytest.mark.parametrize(
+    ("controls", "sentence"),
+    [
+        ((Edit(), Edit(3.0)), r"Edit and Edit both have a branch 'edit'\."),
+        ((type("Other", (Edit,), {})(), CFG(), Edit()), r"Edit and Other both have a branch 'edit'\."),
+        ((type("Taker", (Control,), {"branches": lambda self, base: {"cond": base["uncond"]}})(),),
+         r"Taker and the prompt both have a branch 'cond'\."),
+    ],
+)  # fmt: skip
+def test_two_branches_of_one_name(controls, sentence):
+    with pytest.raises(SfumatoError, match=sentence):
+        all_branches(controls, BASE)
+
+
+def test_two_setters_of_the_input_channels():
+    check_together((CFG(), Depth(), Edit()))
+    with pytest.raises(SfumatoError, match=r"Depth and Masked both set the extra input channels of the network\."):
+        check_together((Depth(), CFG(), Masked()))
