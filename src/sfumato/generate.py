@@ -150,6 +150,7 @@ class _Job:
         total = int(np.sum(self.table.steps.active))
         x = arguments[4]
         for done, x in enumerate(sample_rows(*arguments), start=1):
+            x.block_until_ready()  # jax runs ahead, and a row is done when its numbers are there
             if progress(done, total, x) is False:
                 raise Cancelled(f"Cancelled after row {done} of {total}.")
         return x

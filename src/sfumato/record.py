@@ -12,7 +12,7 @@ import numpy as np
 from sfumato.controls import CFG, Control
 from sfumato.model import Model
 from sfumato.plan import Plan
-from sfumato.samplers.base import Sampler
+from sfumato.samplers import SAMPLERS, Sampler
 from sfumato.version import __version__
 
 
@@ -23,7 +23,7 @@ def record(
     """The metadata of every picture: prompt, settings, model, controls, versions."""
     guidance = [float(control.scale) for control in controls if isinstance(control, CFG)]
     shared: dict[str, Any] = {
-        "sampler": describe(sampler), "steps": steps, "size": list(plan.size), "dtype": model.dtype,
+        "sampler": sampler_name(sampler), "steps": steps, "size": list(plan.size), "dtype": model.dtype,
         "prediction": model.schedule.prediction_type,
     }  # fmt: skip
     if guidance:
@@ -33,7 +33,8 @@ def record(
     if clip_skip:
         shared["clip_skip"] = clip_skip
     common = {
-        "model": {"name": model.name, "family": str(model.family)},
+        "model": model.name,
+        "family": str(model.family),
         "controls": [describe(control) for control in controls],
         "versions": {"sfumato": __version__, "jax": jax.__version__},
     }
@@ -43,8 +44,13 @@ def record(
     ]
 
 
+def sampler_name(sampler: Sampler) -> str:
+    """The name in `SAMPLERS` that gives this sampler, otherwise that of its class."""
+    return next((name for name, make in SAMPLERS.items() if make() == sampler), type(sampler).__name__)
+
+
 def describe(value: Any) -> dict[str, Any] | str:
-    """A control or sampler by its name and its plain settings; pictures and networks only by their kind."""
+    """A control by its name and its plain settings; pictures and networks only by their kind."""
     settings = {field.name: _plain(getattr(value, field.name)) for field in dc.fields(value)}
     return {"name": type(value).__name__, **{key: one for key, one in settings.items() if one is not None}}
 

@@ -125,7 +125,7 @@ def test_controls(place, tmp_path):
                     "--sampler", "euler a", "--literal", "--guidance", "1", "--json")  # fmt: skip
     told = json.loads(done.stdout)
     assert [control["name"] for control in told["controls"]] == ["ControlNet", "ControlNet"]
-    assert told["settings"]["sampler"]["name"] == "EulerAncestral"
+    assert told["settings"]["sampler"] == "euler a"
 
 
 @pytest.mark.slow

@@ -75,7 +75,11 @@ class Control:
 
     def prepare(self, request: Request) -> Control:
         """On the host, before anything is compiled: checks, and makes arrays of strings and pictures. What comes out
-        goes into the loop. Raises SfumatoError for what does not fit the model or the run."""
+        goes into the loop. Raises SfumatoError for what does not fit the model or the run.
+
+        It is called once on shapes alone, where everything that can be refused is refused, and once for real: it
+        must not look at the numbers of `request.noise` and of encoded pictures, only compute with them.
+        """
         return self
 
     def part(self, picked: Sequence[int]) -> Control:
