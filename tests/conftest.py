@@ -43,3 +43,22 @@ def unchecked():
     config.update("jaxtyping_disable", True)
     yield
     config.update("jaxtyping_disable", before)
+
+
+COMPILED = {
+    "test_generate",
+    "test_laws",
+    "test_unet",
+    "test_controlnet",
+    "test_vae",
+    "test_tiling",
+    "test_load",
+    "test_hub",
+}
+"""Files whose every test compiles a network: all of them count as slow."""
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if item.path.stem in COMPILED:
+            item.add_marker("slow")
