@@ -37,7 +37,7 @@ def open_zip(path: Path) -> TensorFile:
     try:
         with zipfile.ZipFile(path) as archive:
             entries = {info.filename: info for info in archive.infolist()}
-    except (zipfile.BadZipFile, NotImplementedError, ValueError, EOFError) as error:
+    except (zipfile.BadZipFile, NotImplementedError, ValueError, EOFError) as error:  # the second: an odd zip version
         damage = text_mode(path, file.bytes[: 1 << 22])
         cut = (f"{path} is cut off: it begins as a zip archive, but the table of contents that belongs at its end is "
                f"not there ({human(len(file))}, {error}); download it again.")  # fmt: skip
