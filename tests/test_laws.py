@@ -221,11 +221,13 @@ def prepared(model, controls: Controls) -> list[Any]:
     """What the loop is called with: network, rows, controls, latents, conditioning."""
     plan = make_plan(model, PROMPTS, "blurry", 1, 7, (16, 16))
     start = noise.starting(plan.seeds, plan.latent_shape)
+    read = run.reader(model, plan, [text for each in controls for text in each.texts()], weights=True, clip_skip=0)
     request = Request(
-        model, plan.prompts, ["blurry"] * 8, plan.size, start, lambda pixels: run.encode_image(model.vae, pixels, False)
-    )
+        model, plan.prompts, ["blurry"] * 8, plan.size, start, True, read,
+        lambda pixels: run.encode_image(model.vae, pixels, False),
+    )  # fmt: skip
     steps = run.on_device(DDIM().table(model.schedule, ROWS), noise.per_step(plan.seeds, ROWS, plan.latent_shape))
-    base = run.conditionings(model, plan, weights=True, clip_skip=0)
+    base = run.conditionings(plan, read)
     return [model.unet, steps, tuple(control.prepare(request) for control in controls), start, base]
 
 

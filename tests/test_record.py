@@ -24,7 +24,7 @@ def test_every_picture_has_its_own_seed_and_the_settings_of_all(made):
     assert facts["prompt"] == "a (red:1.2) fox"
     assert facts["settings"]["sampler"] == "euler karras"
     assert facts["family"] == "sd1"
-    assert facts["controls"] == [{"name": "CFG", "scale": 5.0, "rescale": 0.5}]
+    assert facts["controls"] == [{"name": "CFG", "scale": 5.0, "rescale": 0.5, "window": {"start": 0.0, "stop": 1.0}}]
     assert facts["versions"]["sfumato"] == sfumato.__version__
 
 

@@ -57,6 +57,6 @@ def test_two_branches_of_one_name(controls, sentence):
 
 
 def test_two_setters_of_the_input_channels():
-    check_together((CFG(), Depth(), Edit()))
+    check_together(*[(CFG(), Depth(), Edit())] * 2)
     with pytest.raises(SfumatoError, match=r"Depth and Masked both set the extra input channels of the network\."):
-        check_together((Depth(), CFG(), Masked()))
+        check_together(*[(Depth(), CFG(), Masked())] * 2)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import dataclasses as dc
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -20,9 +21,10 @@ from sfumato.images import Images, Picture
 from sfumato.model import Model
 from sfumato.plan import Plan, make_plan
 from sfumato.record import record
-from sfumato.sample import check_together, initial, sample, sample_rows
+from sfumato.sample import all_branches, check_together, initial, sample, sample_rows
 from sfumato.samplers import sampler as sampler_of
 from sfumato.samplers.base import Sampler, Table
+from sfumato.types import Conditioning
 
 Progress = Callable[[int, int, Any], Any]
 
@@ -75,25 +77,25 @@ def generate(
     starts = None if image is None else pictures("image", image, len(plan), plan.size, signed=True)
 
     tiled = run.tiling(plan.latent_shape, tiled)
+    read = run.reader(
+        model, plan, [text for control in controls for text in control.texts()], weights=weights, clip_skip=clip_skip
+    )
 
-    def rehearse(noise: Float[Array, "B h w C"]) -> None:
-        _prepared(model, plan, controls, noise, tiled)
-        run.conditionings(model, plan, weights=weights, clip_skip=clip_skip)
+    def prepare(noise: Float[Array, "B h w C"]) -> tuple[tuple[Control, ...], dict[str, Conditioning]]:
+        base = run.conditionings(plan, read)
+        return _prepared(model, plan, controls, base, noise, tiled, read), base
 
     # On shapes alone, so that whatever does not fit is said before anything is compiled.
-    jax.eval_shape(rehearse, jax.ShapeDtypeStruct((len(plan), *plan.latent_shape), jnp.float32))
+    shapes = jax.ShapeDtypeStruct((len(plan), *plan.latent_shape), jnp.float32)
+    jax.eval_shape(lambda noise: (prepare(noise), None)[1], shapes)
     own_noise = noises.starting(plan.seeds, plan.latent_shape) if first_noise is None or start > 0 else first_noise
-    prepared = _prepared(model, plan, controls, own_noise, tiled)
-    first_noise = own_noise if first_noise is None else first_noise
-
-    done = []
-    for picked, count_ in plan.parts(batch, len(devices) if devices is not None else len(jax.devices())):
-        job = _Job(model, plan.part(picked), chosen, table, tuple(each.part(picked) for each in prepared), tiled)
-        done.append(job(
-            first_noise[jnp.array(picked)],
-            None if row_noise is None else row_noise[:, jnp.array(picked)],
-            None if starts is None else starts[picked], start > 0, weights, clip_skip, devices, progress, output,
-        )[:count_])  # fmt: skip
+    ready, base = prepare(own_noise)
+    job = _Job(
+        model, plan, chosen, table, ready, base, own_noise if first_noise is None else first_noise, row_noise, starts,
+        start > 0, tiled, devices, progress,
+    )  # fmt: skip
+    rounds = plan.parts(batch, len(devices) if devices is not None else len(jax.devices()))
+    done = [job.part(picked)(output)[:wanted] for picked, wanted in rounds]
     if output == "latents":
         return jnp.concatenate(done)
     made = np.concatenate(done)
@@ -103,45 +105,69 @@ def generate(
     return Images([Picture(array, fact) for array, fact in zip(made, facts, strict=True)])
 
 
-def _prepared(model: Model, plan: Plan, controls: Sequence[Control], noise: Any, tiled: bool) -> tuple[Control, ...]:
+def _prepared(
+    model: Model, plan: Plan, controls: Sequence[Control], base: Mapping[str, Conditioning], noise: Any, tiled: bool,
+    read: run.Reader,
+) -> tuple[Control, ...]:  # fmt: skip
     """The controls for all pictures of a run, each checked, and all together."""
     request = Request(
-        model, plan.prompts, [text or "" for text in plan.negatives], plan.size, noise,
+        model, plan.prompts, [text or "" for text in plan.negatives], plan.size, noise, read.weights, read,
         lambda pixels: run.encode_image(model.vae, pixels, tiled),
     )  # fmt: skip
     prepared = tuple(control.prepare(request) for control in controls)
-    check_together(prepared)
+    check_together(controls, prepared)
+    all_branches(prepared, base)
     _check_channels(model, prepared)
     return prepared
 
 
+@dc.dataclass(frozen=True)
 class _Job:
-    """One round of pictures."""
+    """Pictures to be made at once. Arrays have the pictures as first axis."""
 
-    def __init__(
-        self, model: Model, plan: Plan, sampler: Sampler, table: Table, controls: tuple[Control, ...], tiled: bool
-    ):
-        self.model, self.plan, self.sampler, self.table = model, plan, sampler, table
-        self.controls, self.tiled = controls, tiled
+    model: Model
+    plan: Plan
+    sampler: Sampler
+    table: Table
+    controls: tuple[Control, ...]
+    base: Mapping[str, Conditioning]
+    latents: Any
+    """Noise to start from, or what another run has handed over."""
+    row_noise: Any
+    """[rows, B, h, w, C], None for that of the seeds."""
+    starts: Any
+    """Pixels to start from, or None."""
+    handed_over: bool
+    tiled: bool
+    devices: Sequence[Any] | None
+    progress: Progress | None
 
-    def __call__(
-        self, latents: Any, row_noise: Any, image: Any, handed_over: bool, weights: bool, clip_skip: int,
-        devices: Sequence[Any] | None, progress: Progress | None, output: str,
-    ) -> Any:  # fmt: skip
+    def part(self, picked: Sequence[int]) -> _Job:
+        """The job for some of the pictures."""
+        chosen = np.array(picked)
+        return dc.replace(
+            self, plan=self.plan.part(picked), controls=tuple(control.part(picked) for control in self.controls),
+            base=jax.tree.map(lambda a: a[chosen], self.base), latents=self.latents[chosen],
+            row_noise=None if self.row_noise is None else self.row_noise[:, chosen],
+            starts=None if self.starts is None else self.starts[chosen],
+        )  # fmt: skip
+
+    def __call__(self, output: str) -> Any:
+        """The pictures uint8 [B, H, W, 3], or their latents."""
         model, plan, steps = self.model, self.plan, self.table.steps
+        row_noise = self.row_noise
         if self.sampler.stochastic and row_noise is None:
             row_noise = noises.per_step(plan.seeds, len(steps.index), plan.latent_shape)
-        base = run.conditionings(model, plan, weights=weights, clip_skip=clip_skip)
         rows = run.on_device(self.table, row_noise if self.sampler.stochastic else None)
-        clean = None if image is None else run.encode_image(model.vae, image, self.tiled)
+        clean = None if self.starts is None else run.encode_image(model.vae, self.starts, self.tiled)
         first = int(np.argmax(steps.active))
-        x = latents if handed_over else initial(rows, latents, clean, self.table.start_sigma, first)
-        mesh = run.mesh_of(devices, len(plan))
+        x = self.latents if self.handed_over else initial(rows, self.latents, clean, self.table.start_sigma, first)
+        mesh = run.mesh_of(self.devices, len(plan))
         arguments = (
             run.spread(mesh, model.unet, None), self.sampler, rows, self.controls, run.spread(mesh, jnp.array(x)),
-            run.spread(mesh, base), model.schedule.prediction_type, mesh,
+            run.spread(mesh, self.base), model.schedule.prediction_type, mesh,
         )  # fmt: skip
-        x = sample(*arguments) if progress is None else self._watched(arguments, progress)
+        x = sample(*arguments) if self.progress is None else self._watched(arguments, self.progress)
         if output == "latents":
             return x
         return np.asarray(run.decode(run.spread(mesh, model.vae, None), x, self.tiled, mesh))

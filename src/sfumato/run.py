@@ -13,6 +13,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, UInt8
 
+from sfumato.controls.base import COND, UNCOND
 from sfumato.errors import SfumatoError
 from sfumato.io.family import Family
 from sfumato.model import Model
@@ -25,45 +26,70 @@ from sfumato.samplers.base import Sampler, Table
 from sfumato.text.prompt import encode_prompt, tokenize_prompt
 from sfumato.types import Conditioning
 
-AESTHETIC = {"cond": 6.0, "uncond": 2.5}
+AESTHETIC = {COND: 6.0, UNCOND: 2.5}
 """The aesthetic scores that SDXL's refiner is told (arXiv:2307.01952, appendix; the values of the reference)."""
 
 TILED_FROM = 96 * 96
 """Pictures of more latents than this pass the autoencoder tile by tile."""
 
 
-def conditionings(model: Model, plan: Plan, *, weights: bool, clip_skip: int) -> dict[str, Conditioning]:
+@dc.dataclass(frozen=True)
+class Reader:
+    """Reads the texts of a run, all of them in equally many chunks."""
+
+    model: Model
+    size: tuple[int, int]
+    """Width and height in pixels."""
+    weights: bool
+    clip_skip: int
+    chunks: int
+
+    def features(self, texts: Sequence[str]) -> TextFeatures:
+        """The text features of each text."""
+        tokens = tokenize_prompt(self.model, texts, weights=self.weights, chunks=self.chunks)
+        return encode_prompt(self.model, tokens, clip_skip=self.clip_skip)
+
+    def __call__(self, texts: Sequence[str]) -> Conditioning:
+        """What the network sees of each text."""
+        return _conditioning(self.model, self.size, self.features(texts))
+
+
+def reader(model: Model, plan: Plan, further: Sequence[str], *, weights: bool, clip_skip: int) -> Reader:
+    """The reader of the plan's prompts and of `further` texts. Raises SfumatoError for what cannot be read."""
+    texts = [*plan.prompts, *(text or "" for text in plan.negatives), *further]
+    tokens = tokenize_prompt(model, list(dict.fromkeys(texts)), weights=weights)
+    return Reader(model, plan.size, weights, clip_skip, max(each.ids.shape[1] for each in tokens.values()))
+
+
+def conditionings(plan: Plan, read: Reader) -> dict[str, Conditioning]:
     """What the network sees of the prompts ("cond") and of the negative ones ("uncond"), one row a picture."""
-    texts = {"cond": list(plan.prompts), "uncond": [text or "" for text in plan.negatives]}
-    tokens = {name: tokenize_prompt(model, text, weights=weights) for name, text in texts.items()}
-    chunks = max(each.ids.shape[1] for pair in tokens.values() for each in pair.values())
-    tokens = {name: tokenize_prompt(model, text, weights=weights, chunks=chunks) for name, text in texts.items()}
-    features = {name: encode_prompt(model, pair, clip_skip=clip_skip) for name, pair in tokens.items()}
+    model = read.model
+    negative = read.features([text or "" for text in plan.negatives])
     if model.options.get("force_zeros_for_empty_prompt"):
         absent = jnp.array([text is None for text in plan.negatives])
-        features["uncond"] = jax.tree.map(
-            lambda a: jnp.where(absent.reshape(-1, *[1] * (a.ndim - 1)), 0, a), features["uncond"]
-        )
-    return {name: _conditioning(model, plan, name, each) for name, each in features.items()}
+        negative = jax.tree.map(lambda a: jnp.where(absent.reshape(-1, *[1] * (a.ndim - 1)), 0, a), negative)
+    return {COND: read(plan.prompts), UNCOND: _conditioning(model, plan.size, negative, AESTHETIC[UNCOND])}
 
 
-def _conditioning(model: Model, plan: Plan, name: str, features: TextFeatures) -> Conditioning:
+def _conditioning(
+    model: Model, size: tuple[int, int], features: TextFeatures, aesthetic: float = AESTHETIC[COND]
+) -> Conditioning:  # fmt: skip
     hidden = features.hidden.astype(jnp.float32)
     config = model.unet.config
     if config.addition_embed_type != "text_time":
         return Conditioning(hidden)
     if features.pooled is None:
         raise SfumatoError(f"{model.name or 'The model'} needs pooled text features, and its text encoder has none.")
-    width, height = plan.size
+    width, height = size
     ids = [height, width, 0, 0]
-    ids += [AESTHETIC[name]] if model.family == Family.SDXL_REFINER else [height, width]
+    ids += [aesthetic] if model.family == Family.SDXL_REFINER else [height, width]
     wanted = ((config.projection_class_embeddings_input_dim or 0) - features.pooled.shape[-1]) // (
         config.addition_time_embed_dim or 1
     )
     if wanted != len(ids):
         raise SfumatoError(f"{model.name or 'The model'} takes {wanted} size numbers, but its family has {len(ids)}.")
     return Conditioning(
-        hidden, features.pooled.astype(jnp.float32), jnp.tile(jnp.array([ids], jnp.float32), (len(plan), 1))
+        hidden, features.pooled.astype(jnp.float32), jnp.tile(jnp.array([ids], jnp.float32), (len(hidden), 1))
     )
 
 

@@ -8,7 +8,7 @@ the set of controls are the program; every number, prompt, picture, window and n
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -17,9 +17,9 @@ import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Float
 
-from sfumato.controls.base import COND, Control, Env, Latents, batched
+from sfumato.controls.base import COND, UNCOND, Control, Env, Latents, batched
 from sfumato.errors import SfumatoError
-from sfumato.models.attention import NO_TAPS, Taps
+from sfumato.models.attention import Taps
 from sfumato.models.unet import UNet
 from sfumato.samplers.base import Sampler
 from sfumato.schedule import to_eps, to_x0
@@ -75,7 +75,8 @@ def _one_row(
 
 def start(sampler: Sampler, controls: Sequence[Control], x: Latents) -> Carry:
     """What the loop begins with."""
-    return x, sampler.init(x), tuple(control.init(x) for control in controls)
+    memory = sampler.init(x)
+    return x, memory, tuple(control.init(x, memory) for control in controls)
 
 
 def row(
@@ -96,7 +97,7 @@ def active_row(
     branches = all_branches(controls, base)
     taps = frozenset().union(*(control.taps for control in controls))
 
-    def evaluate(xs: Mapping[str, Latents], taps: Taps = NO_TAPS) -> dict[str, Prediction]:
+    def evaluate(xs: Mapping[str, Latents], taps: Taps | Collection[str] = ()) -> dict[str, Prediction]:
         conds = {name: branches[name] for name in xs}
         for control in controls:
             conds = control.condition(conds, xs, step)
@@ -111,7 +112,12 @@ def active_row(
     def advance(x: Latents, out: Latents, memory: Any) -> tuple[Latents, Any]:
         return sampler.step(x, x0(out, x), eps(out, x), step, memory)
 
-    env = Env(evaluate, x0, eps, advance)
+    def guided(preds: Mapping[str, Prediction], xs: Mapping[str, Latents]) -> Latents:
+        return preds[COND].eps + sum(
+            control.guide(env, preds, xs, step, ())[0] for control in controls if control.plain
+        )
+
+    env = Env(evaluate, guided, x0, eps, advance)
     xs, after = dict.fromkeys(branches, x), []
     for control, state in zip(controls, states, strict=True):
         xs, state = control.steer(env, xs, step, state)
@@ -121,7 +127,7 @@ def active_row(
     for i, control in enumerate(controls):
         difference, after[i] = control.guide(env, preds, xs, step, after[i])
         out = out + difference
-    x, memory = advance(xs[COND], out, memory)
+    x, memory = advance(xs[UNCOND if UNCOND in xs else COND], out, memory)
     for i, control in enumerate(controls):
         x, after[i] = control.project(x, step, after[i])
     return x, memory, tuple(after)
@@ -142,9 +148,16 @@ def all_branches(controls: Sequence[Control], base: Mapping[str, Conditioning]) 
     return branches
 
 
-def check_together(controls: Sequence[Control]) -> None:
-    """Raises SfumatoError, with both names, for two controls that set the network's extra input channels."""
-    setters = [type(control).__name__ for control in controls if control.sets_channels]
+def check_together(controls: Sequence[Control], prepared: Sequence[Control]) -> None:
+    """Raises SfumatoError, with both names, for two controls that make no sense beside each other.
+
+    `controls` are those that the user gave, and `prepared` what became of each.
+    """
+    names = [type(control).__name__ for control in controls]
+    for control, name in zip(controls, names, strict=True):
+        for other in control.excludes.keys() & set(names):
+            raise SfumatoError(f"{name} and {other} cannot run together: {control.excludes[other]}.")
+    setters = [name for control, name in zip(prepared, names, strict=True) if control.sets_channels]
     if len(setters) > 1:
         raise SfumatoError(f"{setters[0]} and {setters[1]} both set the extra input channels of the network.")
 

@@ -37,6 +37,10 @@ class Request:
     """Width and height in pixels."""
     noise: Float[Array, "B h w C"]
     """The standard normal noise that each picture starts from."""
+    weights: bool
+    """Whether brackets in prompts weigh words."""
+    encode_text: Callable[[Sequence[str]], Conditioning]
+    """Texts to what the network sees of them, a row a text, as long as that of the prompts: see `Control.texts`."""
     encode_image: Callable[[Float[np.ndarray, "B H W 3"]], Float[Array, "B h w C"]]
     """Pixels in [-1, 1] to latents."""
 
@@ -51,7 +55,11 @@ class Env:
     """What a hook may call. It lives only while the loop is traced."""
 
     evaluate: Callable[..., dict[str, Prediction]]
-    """({branch: latents}, taps) -> {branch: prediction}: one call of the network over the rows of all branches."""
+    """({branch: latents}, taps) -> {branch: prediction}: one call of the network over the rows of these branches.
+
+    `taps` are paths of attention layers whose maps are wanted, or {path: function that changes the map}."""
+    guided: Callable[[Mapping[str, Prediction], Mapping[str, Latents]], Latents]
+    """(predictions, latents) -> the output with the guidance of `plain` controls, as a run without this one has it."""
     x0: Callable[[Latents, Latents], Latents]
     """(output, latents) -> the clean latents that the network's output stands for."""
     eps: Callable[[Latents, Latents], Latents]
@@ -72,6 +80,14 @@ class Control:
     """Fields whose arrays have the pictures as first axis: these are divided among devices, all others copied."""
     sets_channels: ClassVar[bool] = False
     """Whether `condition` sets the network's extra input channels; only one control of a run can."""
+    plain: ClassVar[bool] = False
+    """Whether `guide` needs no more than the branches "cond" and "uncond" and carries nothing: `Env.guided` has it."""
+    excludes: ClassVar[Mapping[str, str]] = {}
+    """Controls that it cannot run beside, by class name, with the reason: the end of a sentence."""
+
+    def texts(self) -> Sequence[str]:
+        """All that it will ask `Request.encode_text` for, so that every text of a run gets the same length."""
+        return ()
 
     def prepare(self, request: Request) -> Control:
         """On the host, before anything is compiled: checks, and makes arrays of strings and pictures. What comes out
@@ -94,8 +110,8 @@ class Control:
         """On the host, after decoding. Called on the control that the user gave, not on the prepared one."""
         return pictures
 
-    def init(self, x: Latents) -> State:
-        """Its slot in what the loop carries."""
+    def init(self, x: Latents, memory: State) -> State:
+        """Its slot in what the loop carries; `memory` is what the sampler begins with."""
         return ()
 
     def branches(self, base: Mapping[str, Conditioning]) -> dict[str, Conditioning]:
@@ -111,7 +127,11 @@ class Control:
     def steer(
         self, env: Env, xs: dict[str, Latents], step: Step, state: State
     ) -> tuple[dict[str, Latents], State]:  # fmt: skip
-        """Moves the latents of the branches before the network is evaluated; gradients live here."""
+        """Moves the latents of the branches before the network is evaluated; gradients live here.
+
+        A branch that it leaves out is not evaluated in this row. The sampler goes on from those of "uncond" if there
+        are some, otherwise from those of "cond".
+        """
         return xs, state
 
     def guide(

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from sfumato.controls.base import COND, UNCOND, Control, Env, Latents, Request, State
-from sfumato.controls.check import number
-from sfumato.types import Conditioning, Prediction, Step, pytree
+from sfumato.controls.check import number, window
+from sfumato.types import Conditioning, Prediction, Step, Window, pytree
 
 
 @pytree
@@ -17,14 +17,19 @@ class CFG(Control):
     """out = uncond + scale (cond - uncond) (arXiv:2207.12598, eq. 6 with scale = 1 + w).
 
     `scale` 1 is no guidance. `rescale` in [0, 1] is the share of the correction that gives the guided output the
-    standard deviation of the conditional one, picture by picture (arXiv:2305.08891, eq. 14-16; 0.7 there).
+    standard deviation of the conditional one, picture by picture (arXiv:2305.08891, eq. 14-16; 0.7 there). Outside of
+    `window` there is no guidance (arXiv:2404.07724, eq. 5, in shares of the steps instead of noise levels).
     """
 
     scale: Float[Array, ""] | float = 7.5
     rescale: Float[Array, ""] | float = 0.0
+    window: Window = Window()
+
+    plain = True
 
     def prepare(self, request: Request) -> CFG:
-        return CFG(number("The guidance scale", self.scale), number("CFG's rescale", self.rescale, 0, 1))
+        scale, rescale = number("The guidance scale", self.scale), number("CFG's rescale", self.rescale, 0, 1)
+        return CFG(scale, rescale, window("CFG", self.window))
 
     def branches(self, base: Mapping[str, Conditioning]) -> dict[str, Conditioning]:
         return {UNCOND: base[UNCOND]}
@@ -40,4 +45,5 @@ class CFG(Control):
 
         spread = deviation(guided)
         matched = guided * jnp.where(spread > 0, deviation(cond) / jnp.where(spread > 0, spread, 1), 1)
-        return guided - cond + self.rescale * (matched - guided), state
+        difference = guided - cond + self.rescale * (matched - guided)
+        return jnp.where(self.window.active(step), difference, 0), state

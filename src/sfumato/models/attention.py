@@ -1,13 +1,15 @@
 """Attention layers of the UNet, and how their attention maps are asked for.
 
-A *tap* is the checkpoint path of an attention layer, such as ``mid_block.attentions.0.transformer_blocks.0.attn2``.
-Every module is called with the taps below it, by paths relative to itself, and returns the maps beside its output;
-a layer that is not tapped never forms its map as a whole.
+A *tap* belongs to the checkpoint path of an attention layer, such as
+``mid_block.attentions.0.transformer_blocks.0.attn2``. It is a function of the attention map that gives the map to go on
+with: the same one (`unchanged`) for who only wants to look, another for who wants to change what the layer does. Every
+module is called with the taps below it, by paths relative to itself, and returns the maps as they were before, beside
+its output; a layer that is not tapped never forms its map as a whole.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import jax
@@ -18,14 +20,26 @@ from jaxtyping import Array, Float
 from sfumato.models import kernels
 from sfumato.models.layers import GroupNorm, Identity, conv, gelu, layer_norm, linear
 
-Taps = frozenset[str]
+Map = Float[Array, "B N Q K"]
+Tap = Callable[[Map], Map]
+Taps = Mapping[str, Tap]
 Maps = dict[str, Float[Array, "B _ _ _"]]
-NO_TAPS: Taps = frozenset()
+NO_TAPS: Taps = {}
+
+
+def unchanged(probabilities: Map) -> Map:
+    """The tap that only looks."""
+    return probabilities
+
+
+def as_taps(paths: Taps | Collection[str]) -> Taps:
+    """Taps that only look for mere paths."""
+    return paths if isinstance(paths, Mapping) else dict.fromkeys(paths, unchanged)
 
 
 def below(taps: Taps, name: str) -> Taps:
     """The taps inside the submodule `name`, by their paths relative to it."""
-    return frozenset(tap[len(name) + 1 :] for tap in taps if tap.startswith(name + "."))
+    return {path[len(name) + 1 :]: tap for path, tap in taps.items() if path.startswith(name + ".")}
 
 
 def above(name: str, maps: Mapping[str, Array]) -> Maps:
@@ -52,13 +66,13 @@ class Attention(nnx.Module):
         self.to_out = nnx.List([linear(width, width, rngs=rngs)])
 
     def __call__(
-        self, x: Float[Array, "B Q D"], context: Float[Array, "B K F"] | None = None, tap: bool = False
+        self, x: Float[Array, "B Q D"], context: Float[Array, "B K F"] | None = None, tap: Tap | None = None
     ) -> tuple[Float[Array, "B Q D"], Float[Array, "B N Q K"] | None]:
         context = x if context is None else context
         q, k, v = (self._split(y) for y in (self.to_q(x), self.to_k(context), self.to_v(context)))
         if tap:
             probabilities = kernels.attention_map(q, k)
-            out = kernels.weigh(probabilities, v)
+            out = kernels.weigh(tap(probabilities), v)
         else:
             probabilities, out = None, kernels.attention(q, k, v)
         return self.to_out[0](out.reshape(x.shape)), probabilities
@@ -104,9 +118,9 @@ class TransformerBlock(nnx.Module):
     def __call__(
         self, x: Float[Array, "B Q D"], context: Float[Array, "B K F"], taps: Taps = NO_TAPS
     ) -> tuple[Float[Array, "B Q D"], Maps]:
-        own, own_map = self.attn1(self.norm1(x), tap="attn1" in taps)
+        own, own_map = self.attn1(self.norm1(x), tap=taps.get("attn1"))
         x = x + own
-        text, text_map = self.attn2(self.norm2(x), context, tap="attn2" in taps)
+        text, text_map = self.attn2(self.norm2(x), context, tap=taps.get("attn2"))
         x = x + text
         maps = {"attn1": own_map, "attn2": text_map}
         return x + self.ff(self.norm3(x)), {name: value for name, value in maps.items() if value is not None}

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
 from sfumato.errors import SfumatoError
-from sfumato.models.attention import NO_TAPS, Maps, Taps, above, below
+from sfumato.models.attention import NO_TAPS, Maps, Taps, above, as_taps, below
 from sfumato.models.config import EncoderConfig, UNetConfig
 from sfumato.models.embeddings import TextEmbedding, TimeEmbedding, sinusoidal
 from sfumato.models.layers import GroupNorm, conv
@@ -91,15 +93,17 @@ class UNet(Encoder):
 
     def __call__(
         self, x: Float[Array, "B H W C"], t: Float[Array, ""] | Float[Array, " B"], cond: Conditioning,
-        taps: Taps = NO_TAPS, guidance: Float[Array, "B G"] | None = None,
+        taps: Taps | Collection[str] = (), guidance: Float[Array, "B G"] | None = None,
     ) -> Prediction:  # fmt: skip
         """One evaluation.
 
         `x` are latents at height H and width W of latent size; `t` is the time step in the training schedule's
         numbering, one for all rows or one a row, and need not be whole; `taps` names the attention layers whose maps
-        are wanted, by checkpoint path; `guidance` is the embedded guidance scale of a distilled model.
+        are wanted, by checkpoint path, or has a function for each that changes its map; `guidance` is the embedded
+        guidance scale of a distilled model.
         Raises SfumatoError for channels or taps that the network does not have.
         """
+        taps = as_taps(taps)
         self._check(x, cond, taps)
         t = jnp.broadcast_to(t, x.shape[:1])
         context = cond.context.astype(self.dtype)
@@ -145,6 +149,6 @@ class UNet(Encoder):
                 f"This UNet takes {self.config.in_channels} input channels, but the latents have {x.shape[-1]} and the "
                 f"conditioning adds {extra}."
             )
-        unknown = taps - set(self.attention_paths()) if taps else taps
+        unknown = set(taps) - set(self.attention_paths()) if taps else ()
         if unknown:
             raise SfumatoError(f"This UNet has no attention layer {min(unknown)!r}; see UNet.attention_paths().")
