@@ -9,6 +9,9 @@ import pytest
 from jaxtyping import config, install_import_hook
 
 os.environ["SFUMATO_CACHE"] = "off"  # nothing is written into the home of who runs the tests
+# Most of the time goes into compiling programs for tiny networks, which need not be fast.
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true")
+os.environ["OMP_NUM_THREADS"] = "1"  # handing out the work of a tiny torch module takes longer than doing it
 install_import_hook("sfumato", "typechecker.checked")
 
 
@@ -36,6 +39,19 @@ def loaded(saved):
     return functools.cache(lambda kind: sfumato.load(saved(kind)[0]))
 
 
+@pytest.fixture(scope="session")
+def pair(saved, loaded):
+    """pair(kind): the tiny pipeline and the same model of ours (tests/runs.py); small=True for a smaller UNet."""
+    from runs import Pair
+
+    @functools.cache
+    def get(kind: str, small: bool = False):
+        both = Pair(saved(kind)[1], loaded(kind))
+        return both.smaller(kind) if small else both
+
+    return get
+
+
 @pytest.fixture
 def unchecked():
     """Array types are not checked: users do not have these checks, and some bad input would never arrive."""
@@ -47,6 +63,8 @@ def unchecked():
 
 COMPILED = {
     "test_generate",
+    "test_generate_controlnet",
+    "test_generate_samplers",
     "test_laws",
     "test_unet",
     "test_controlnet",

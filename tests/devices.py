@@ -1,6 +1,6 @@
 """Run by test_laws.py with eight virtual devices: the same pictures as on one, and nobody waits for anybody.
 
-    python tests/devices.py MODEL_FOLDER
+    python tests/devices.py SD1_FOLDER SDXL_FOLDER REFINER_FOLDER
 
 prints what was found, as JSON.
 """
@@ -52,6 +52,30 @@ def differences(model: sfumato.Model) -> dict[str, float]:
     }
 
 
+def handed_over(base: sfumato.Model, refiner: sfumato.Model) -> dict[str, float]:
+    """As `differences`, of runs that a base model begins on all devices and that its refiner ends on fewer."""
+
+    def run(model: sfumato.Model, chosen: Any, devices: Any, **part: Any) -> Any:
+        return sfumato.generate(
+            model, [PROMPTS[number] for number in chosen], seed=[7 + number for number in chosen], steps=4,
+            size=(16, 16), sampler=DDIM(), controls=cfg("sdxl"), output="latents", devices=devices, **part,
+        )  # fmt: skip
+
+    def refined(chosen: Any, devices: Any, middle: Any) -> np.ndarray:
+        return np.asarray(run(refiner, chosen, devices, start=0.5, latents=middle))
+
+    eight, one = range(8), jax.devices()[:1]
+    want = refined(eight, one, run(base, eight, one, stop=0.5))
+    middle = run(base, eight, None, stop=0.5)
+    assert len(middle.devices()) == 8
+    some = np.array([1, 4, 6])
+    found = {
+        "8, then 2": (refined(eight, jax.devices()[:2], middle), want),
+        "8, then 3 of them": (refined(some, None, middle[some]), want[some]),
+    }
+    return {what: float(np.abs(got - want).max() / np.ptp(want)) for what, (got, want) in found.items()}
+
+
 def program(model: sfumato.Model) -> str:
     """The compiled loop for eight devices."""
     unet, steps, ready, x, base = prepared(model, controls(range(8)))
@@ -63,8 +87,10 @@ def program(model: sfumato.Model) -> str:
     return loop.sample.lower(*arguments).compile().as_text()
 
 
-def main(folder: str) -> None:
-    model = small("sd1", sfumato.load(folder))
+def main(*folders: str) -> None:
+    model, base, refiner = (
+        small(kind, sfumato.load(folder)) for kind, folder in zip(("sd1", "sdxl", "sdxl-refiner"), folders, strict=True)
+    )
     text = program(model)
     third = sfumato.generate(
         model, PROMPTS[0], steps=2, size=(16, 16), output="latents", devices=jax.devices()[3:4], controls=()
@@ -74,9 +100,9 @@ def main(folder: str) -> None:
         "collectives": sorted(set(re.findall(COLLECTIVES, text))),
         "loop": bool(re.search(r"\bwhile\b", text)),
         "lies_on": [device.id for device in jnp.asarray(third).devices()],
-        "differences": differences(model),
+        "differences": differences(model) | handed_over(base, refiner),
     }))  # fmt: skip
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(*sys.argv[1:])

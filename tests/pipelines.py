@@ -35,6 +35,7 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
     "sd2": ("StableDiffusionPipeline", SD2),
     "sd2-depth": ("StableDiffusionDepth2ImgPipeline", SD2 | {"in_channels": 5}),
     "sdxl": ("StableDiffusionXLPipeline", SDXL | {"cross_attention_dim": 32}),
+    "sdxl-instruct": ("StableDiffusionXLInstructPix2PixPipeline", SDXL | {"cross_attention_dim": 32, "in_channels": 8}),
     "sdxl-refiner": ("StableDiffusionXLImg2ImgPipeline", REFINER | {"cross_attention_dim": 20}),
 }
 """diffusers' pipeline and the UNet of each kind."""
@@ -88,11 +89,11 @@ def net_config(kind: str) -> dict[str, Any]:
     return config | ({"cross_attention_dim": 32} if kind == "sdxl" else {})
 
 
-def nets(kind: str, count: int = 1) -> list[tuple[Any, ControlNet]]:
+def nets(kind: str, count: int = 1, small: bool = False) -> list[tuple[Any, ControlNet]]:
     """Tiny ControlNets of the reference, and the same as ours."""
     from diffusers import ControlNetModel
 
-    config = net_config(kind)
+    config = net_config(kind) | (SMALL_NET if small else {})
     theirs = [seeded(lambda: ControlNetModel(**config), seed) for seed in range(count)]
     return [(net, fill_from_torch(ControlNet, from_dict(ControlNetConfig, config), net)) for net in theirs]
 
@@ -102,6 +103,7 @@ SMALL = {
     "down_block_types": ["CrossAttnDownBlock2D"], "up_block_types": ["CrossAttnUpBlock2D"],
 }  # fmt: skip
 """Networks of one level, for tests that compile many programs."""
+SMALL_NET = {key: value for key, value in SMALL.items() if key not in ENCODER_ONLY}
 
 
 def small(kind: str, model: Model) -> Model:
@@ -112,5 +114,4 @@ def small(kind: str, model: Model) -> Model:
 @functools.cache
 def small_net(kind: str, seed: int = 0) -> ControlNet:
     """A ControlNet for `small(kind)`."""
-    small = {key: value for key, value in SMALL.items() if key not in ENCODER_ONLY}
-    return fresh(ControlNet, from_dict(ControlNetConfig, net_config(kind) | small), seed)
+    return fresh(ControlNet, from_dict(ControlNetConfig, net_config(kind) | SMALL_NET), seed)

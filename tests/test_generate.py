@@ -2,81 +2,33 @@
 
 from __future__ import annotations
 
-import dataclasses as dc
-
-import jax.numpy as jnp
 import numpy as np
 import pytest
-from PIL import Image
 
 import sfumato
-from sfumato.schedule import Schedule
-from sfumato.types import Window
+from sfumato.samplers import DDIM
 
 from oracle import assert_close, to_torch
-from pipelines import nets
-
-PROMPT, NEGATIVE = "a red fox in the snow", "blurry"
-SIZE = (16, 16)
-"""Pixels; the tiny autoencoder halves them."""
-TOLERANCE = 2e-3
-
-
-def noise(shape=(1, 8, 8, 4), seed: int = 5) -> np.ndarray:
-    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
-
-
-def picture(seed: int = 1, size: tuple[int, int] = SIZE) -> Image.Image:
-    """Smooth colours, so that resizing and rounding matter little."""
-    small = np.random.default_rng(seed).integers(0, 255, (4, 4, 3), np.uint8)
-    return Image.fromarray(small).resize(size, Image.Resampling.BICUBIC)
-
-
-def mask(size: tuple[int, int] = SIZE) -> Image.Image:
-    """White on the right half."""
-    array = np.zeros((size[1], size[0]), np.uint8)
-    array[:, size[0] // 2 :] = 255
-    return Image.fromarray(array)
-
-
-def theirs(pipeline, prompt=PROMPT, **kwargs):
-    """The pipeline's final latents, channel-last."""
-    settings = {"num_inference_steps": 4, "guidance_scale": 5.0, "negative_prompt": NEGATIVE} | kwargs
-    out = pipeline(prompt, output_type="latent", **settings).images
-    return np.moveaxis(out.detach().numpy(), 1, -1)
-
-
-def ours(model, prompt=PROMPT, **kwargs):
-    settings = {"steps": 4, "controls": (sfumato.CFG(5.0),), "negative": NEGATIVE, "size": SIZE} | kwargs
-    return np.asarray(sfumato.generate(model, prompt, output="latents", **settings))
-
-
-@pytest.fixture(autouse=True)
-def _mean_of_the_posterior(monkeypatch):
-    """The reference draws from the posterior of the autoencoder; we take its mean."""
-    from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
-
-    monkeypatch.setattr(DiagonalGaussianDistribution, "sample", lambda self, generator=None: self.mean)
+from runs import NEGATIVE, PROMPT, SIZE, mask, noise, picture
 
 
 @pytest.mark.parity
 @pytest.mark.parametrize("kind", ["sd1", "sd2", "sdxl"])
-def test_text_to_image(kind, saved, loaded):
-    pipeline = saved(kind)[1]
-    want = theirs(pipeline, latents=to_torch(noise()), height=16, width=16)
-    assert_close(ours(loaded(kind), latents=noise()), want, TOLERANCE)
+def test_text_to_image(kind, pair):
+    both = pair(kind)
+    both.assert_same(both.ours(), both.theirs())
 
 
 @pytest.mark.parity
-def test_decoded_pictures_and_several_prompts(saved, loaded):
-    pipeline, model = saved("sd1")[1], loaded("sd1")
+def test_decoded_pictures_and_several_prompts(pair):
+    both = pair("sd1", small=True)
     prompts, start = [PROMPT, "a blue bird"], noise((2, 8, 8, 4))
-    want = pipeline(
+    want = both.pipeline(
         prompts, negative_prompt=[NEGATIVE, "dark"], latents=to_torch(start), num_inference_steps=3,
-        guidance_scale=5.0, output_type="np", height=16, width=16,
+        guidance_scale=5.0, output_type="np",
     ).images  # fmt: skip
     got = sfumato.generate(
-        model, prompts, negative=[NEGATIVE, "dark"], latents=start, steps=3, controls=[sfumato.CFG(5.0)], size=SIZE
+        both.model, prompts, negative=[NEGATIVE, "dark"], latents=start, steps=3, controls=[sfumato.CFG(5.0)], size=SIZE
     )
     for a, b in zip(got, want, strict=True):
         assert np.abs(a.array.astype(int) - np.round(b * 255)).max() <= 2
@@ -84,153 +36,67 @@ def test_decoded_pictures_and_several_prompts(saved, loaded):
 
 @pytest.mark.parity
 @pytest.mark.parametrize("kind", ["sd1", "sdxl"])
-def test_no_guidance_and_rescaled_guidance(kind, saved, loaded):
-    pipeline, model = saved(kind)[1], loaded(kind)
-    start = to_torch(noise())
-    want = theirs(pipeline, latents=start, guidance_scale=1.0, negative_prompt=None, height=16, width=16)
-    assert_close(ours(model, latents=noise(), controls=(), negative=None), want, TOLERANCE)
-    want = theirs(pipeline, latents=start, guidance_rescale=0.7, height=16, width=16)
-    assert_close(ours(model, latents=noise(), controls=[sfumato.CFG(5.0, rescale=0.7)]), want, TOLERANCE)
+def test_no_guidance_and_rescaled_guidance(kind, pair):
+    both = pair(kind, small=True)
+    both.assert_same(both.ours(controls=(), negative=None), both.theirs(guidance_scale=1.0, negative_prompt=None))
+    both.assert_same(both.ours(controls=[sfumato.CFG(5.0, rescale=0.7)]), both.theirs(guidance_rescale=0.7))
 
 
 @pytest.mark.parity
-def test_sdxl_without_a_negative_prompt(saved, loaded):
+def test_sdxl_without_a_negative_prompt(pair):
     """The checkpoint says force_zeros_for_empty_prompt."""
-    pipeline, model = saved("sdxl")[1], loaded("sdxl")
-    assert model.options["force_zeros_for_empty_prompt"]
-    want = theirs(pipeline, latents=to_torch(noise()), negative_prompt=None, height=16, width=16)
-    assert_close(ours(model, latents=noise(), negative=None), want, TOLERANCE)
-
-
-def image_to_image(pipeline, monkeypatch, start, **kwargs):
-    """The reference's image-to-image, with its noise given."""
-    import importlib
-
-    module = importlib.import_module(type(pipeline).__module__)
-    monkeypatch.setattr(module, "randn_tensor", lambda *_, **__: to_torch(start))
-    return theirs(pipeline, **kwargs)
+    both = pair("sdxl")
+    assert both.model.options["force_zeros_for_empty_prompt"]
+    both.assert_same(both.ours(negative=None), both.theirs(negative_prompt=None))
 
 
 @pytest.mark.parity
 @pytest.mark.parametrize(("kind", "name"), [("sd1", "StableDiffusionImg2ImgPipeline"),
                                             ("sdxl", "StableDiffusionXLImg2ImgPipeline")])  # fmt: skip
 @pytest.mark.parametrize("strength", [0.3, 0.75, 1.0])
-def test_image_to_image(kind, name, strength, saved, loaded, monkeypatch):
-    import diffusers
-
-    pipeline = getattr(diffusers, name).from_pipe(saved(kind)[1])
-    pipeline.set_progress_bar_config(disable=True)
-    settings = {"image": picture(), "strength": strength}
-    want = image_to_image(pipeline, monkeypatch, noise(), num_inference_steps=8, **settings)
-    assert_close(ours(loaded(kind), latents=noise(), steps=8, **settings), want, TOLERANCE)
+def test_image_to_image(kind, name, strength, pair):
+    both, settings = pair(kind).through(name), {"image": picture(), "strength": strength}
+    both.assert_same(both.ours(**settings), both.theirs(**settings))
 
 
 @pytest.mark.parity
-def test_the_refiner_takes_over(saved, loaded):
-    base, refiner = saved("sdxl")[1], saved("sdxl-refiner")[1]
-    middle = theirs(base, latents=to_torch(noise()), num_inference_steps=10, denoising_end=0.7, height=16, width=16)
-    got = ours(loaded("sdxl"), latents=noise(), steps=10, stop=0.7)
-    assert_close(got, middle, TOLERANCE)
-    want = theirs(refiner, image=to_torch(middle), num_inference_steps=10, denoising_start=0.7, height=16, width=16)
-    assert_close(ours(loaded("sdxl-refiner"), latents=middle, steps=10, start=0.7), want, TOLERANCE)
-
-
-@pytest.mark.parity
-@pytest.mark.parametrize("kind", ["sd1", "sd1-inpaint"])
-def test_inpainting(kind, saved, loaded, monkeypatch):
-    import diffusers
-
-    pipeline = saved(kind)[1]
-    if kind == "sd1":
-        parts = {k: v for k, v in pipeline.components.items() if k != "image_encoder"}
-        pipeline = diffusers.StableDiffusionInpaintPipeline(**parts, requires_safety_checker=False)
-        pipeline.set_progress_bar_config(disable=True)
-    want = image_to_image(
-        pipeline, monkeypatch, noise(), image=picture(), mask_image=mask(), height=16, width=16, strength=1.0
+def test_the_refiner_takes_over(pair):
+    base, refiner = pair("sdxl"), pair("sdxl-refiner")
+    middle = base.theirs(denoising_end=0.7)
+    base.assert_same(base.ours(stop=0.7), middle)
+    refiner.assert_same(
+        refiner.ours(latents=middle, start=0.7), refiner.theirs(image=to_torch(middle), denoising_start=0.7)
     )
-    got = ours(loaded(kind), latents=noise(), controls=[sfumato.CFG(5.0), sfumato.Inpaint(picture(), mask())])
-    assert_close(got, want, TOLERANCE)
 
 
 @pytest.mark.parity
-def test_the_picture_outside_the_mask_comes_back_exactly(loaded):
-    got = sfumato.generate(
-        loaded("sd1"), PROMPT, steps=2, size=SIZE, controls=[sfumato.CFG(5.0), sfumato.Inpaint(picture(), mask())]
-    )
+@pytest.mark.parametrize(("kind", "strength"), [("sd1", 1.0), ("sd1", 0.6), ("sd1-inpaint", 1.0), ("sdxl", 1.0)])
+def test_inpainting(kind, strength, pair):
+    name = "StableDiffusionXLInpaintPipeline" if kind == "sdxl" else "StableDiffusionInpaintPipeline"
+    both = pair(kind, small=True).through(name)
+    from_picture = {} if strength == 1 else {"image": picture(), "strength": strength}
+    got = both.ours(controls=[sfumato.CFG(5.0), sfumato.Inpaint(picture(), mask())], **from_picture)
+    want = both.theirs(**{"image": picture(), "mask_image": mask(), "strength": strength} | from_picture)
+    both.assert_same(got, want)
+
+
+@pytest.mark.parity
+def test_the_picture_outside_the_mask_comes_back_exactly(pair):
+    controls = [sfumato.CFG(5.0), sfumato.Inpaint(picture(), mask())]
+    got = sfumato.generate(pair("sd1", small=True).model, PROMPT, steps=4, size=SIZE, controls=controls)
     known = np.asarray(picture())
     np.testing.assert_array_equal(got[0].array[:, :8], known[:, :8])
     assert (got[0].array[:, 8:] != known[:, 8:]).any()
 
 
-def control_pipeline(saved, kind: str, net):
-    import diffusers
-
-    name = {"sd1": "StableDiffusionControlNetPipeline", "sdxl": "StableDiffusionXLControlNetPipeline"}[kind]
-    pipeline = getattr(diffusers, name).from_pipe(saved(kind)[1], controlnet=net)
-    pipeline.set_progress_bar_config(disable=True)
-    # The tiny autoencoder halves a picture where the reference's control pictures are taken to shrink eightfold.
-    return pipeline
-
-
-@pytest.mark.parity
-@pytest.mark.parametrize("kind", ["sd1", "sdxl"])
-@pytest.mark.parametrize("guess", [False, True])
-def test_controlnet(kind, guess, saved, loaded):
-    ((net, own),) = nets(kind)
-    want = theirs(
-        control_pipeline(saved, kind, net), image=picture(3), latents=to_torch(noise()), height=16, width=16,
-        controlnet_conditioning_scale=0.8, guess_mode=guess,
-    )  # fmt: skip
-    control = sfumato.ControlNet(own, picture(3), scale=0.8, guess=guess)
-    got = ours(loaded(kind), latents=noise(), controls=[sfumato.CFG(5.0), control])
-    assert_close(got, want, TOLERANCE)
-    plain = ours(loaded(kind), latents=noise())
-    assert np.abs(got - plain).max() > 0.05, "the ControlNet did nothing"
-
-
-@pytest.mark.parity
-def test_two_controlnets_in_windows(saved, loaded):
-    pairs = nets("sd1", 2)
-    want = theirs(
-        control_pipeline(saved, "sd1", [net for net, _ in pairs]), image=[picture(3), picture(4)],
-        latents=to_torch(noise()), height=16, width=16, controlnet_conditioning_scale=[0.8, 0.5],
-        control_guidance_start=[0.0, 0.2], control_guidance_end=[0.6, 1.0], num_inference_steps=5,
-    )  # fmt: skip
-    controls = [
-        sfumato.CFG(5.0),
-        sfumato.ControlNet(pairs[0][1], picture(3), 0.8, Window(0.0, 0.6)),
-        sfumato.ControlNet(pairs[1][1], picture(4), 0.5, Window(0.2, 1.0)),
-    ]
-    assert_close(ours(loaded("sd1"), latents=noise(), controls=controls, steps=5), want, TOLERANCE)
-
-
-SCHEDULERS = {
-    "DDIMScheduler": {}, "PNDMScheduler": {"skip_prk_steps": True}, "EulerDiscreteScheduler": {},
-    "HeunDiscreteScheduler": {}, "DPMSolverMultistepScheduler": {}, "UniPCMultistepScheduler": {},
-    "LMSDiscreteScheduler": {}, "KDPM2DiscreteScheduler": {}, "DEISMultistepScheduler": {},
-}  # fmt: skip
-"""Deterministic samplers; those with noise are compared sampler by sampler in tests/samplers."""
-
-RUNS = [("sd1", name) for name in SCHEDULERS] + [
-    (kind, name) for kind in ("sd2", "sdxl") for name in list(SCHEDULERS)[:6]
-    # The reference mixes velocities of different times, we mix noise: see sfumato.samplers.pndm.
-    if (kind, name) != ("sd2", "PNDMScheduler")
-]  # fmt: skip
-
-
-@pytest.mark.parity
-@pytest.mark.parametrize(("kind", "name"), RUNS)
-def test_samplers_in_whole_runs(kind, name, saved, loaded):
-    import diffusers
-
-    pipeline = saved(kind)[1]
-    before = pipeline.scheduler
-    pipeline.scheduler = getattr(diffusers, name).from_config(before.config, **SCHEDULERS[name])
-    try:
-        config = dict(pipeline.scheduler.config) | {"_class_name": name}
-        want = theirs(pipeline, latents=to_torch(noise()), height=16, width=16, num_inference_steps=6)
-    finally:
-        pipeline.scheduler = before
-    model = dc.replace(loaded(kind), schedule=Schedule.from_config(config))
-    start = jnp.asarray(noise())
-    assert_close(ours(model, latents=start, steps=6), want, TOLERANCE)
+@pytest.mark.parametrize("kind", ["sd1", "sd1-inpaint"])
+def test_inpainting_in_two_parts(kind, pair):
+    """The known part is noised by the seed's own noise, so that who goes on finds what the other left."""
+    both = pair(kind, small=True)
+    settings = {
+        "sampler": DDIM(eta=0.5), "controls": [sfumato.CFG(5.0), sfumato.Inpaint(picture(), mask())], "seed": 3,
+    }  # fmt: skip
+    whole = both.ours(latents=None, **settings)
+    middle = both.ours(latents=None, stop=0.5, **settings)
+    assert_close(both.ours(latents=middle, start=0.5, **settings), whole, 1e-6)
+    assert np.abs(middle - whole).max() > 0.1

@@ -6,9 +6,11 @@ Both see the same noise, in float64 as far as they can. `run_theirs` does what d
 from __future__ import annotations
 
 import contextlib
+import importlib
 import inspect
 import itertools
 import sys
+import types
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 from unittest import mock
@@ -116,12 +118,26 @@ def drawing(scheduler: Any, drawn: Iterator[np.ndarray]) -> Iterator[None]:
     """The scheduler's random numbers come from `drawn`."""
     import torch
 
+    def draw(*_: Any, **__: Any) -> Any:
+        return torch.from_numpy(next(drawn))
+
     module = sys.modules[type(scheduler).__module__]
-    if not hasattr(module, "randn_tensor"):
+    replaced = {"randn_tensor": draw, "BrownianTreeNoiseSampler": lambda *_: draw}
+    with contextlib.ExitStack() as stack:
+        for name in replaced.keys() & vars(module).keys():
+            stack.enter_context(mock.patch.object(module, name, replaced[name]))
         yield
-        return
-    with mock.patch.object(module, "randn_tensor", side_effect=lambda *_, **__: torch.from_numpy(next(drawn))):
-        yield
+
+
+def scheduler_class(name: str) -> Any:
+    """The reference's scheduler, also those two that diffusers itself does not hand out here."""
+    module = importlib.import_module("diffusers")
+    if name == "DPMpp2SAncestral":
+        module = importlib.import_module("samplers.k_diffusion")
+    if name == "DPMSolverSDE":  # asks for torchsde at its import, for the Brownian path that `drawing` replaces
+        sys.modules.setdefault("torchsde", types.ModuleType("torchsde"))
+        module = importlib.import_module("diffusers.schedulers.scheduling_dpmsolver_sde")
+    return getattr(module, f"{name}Scheduler")
 
 
 class Stride:
