@@ -22,7 +22,7 @@ from sfumato.errors import SfumatoError
 from sfumato.models.attention import Taps
 from sfumato.models.unet import UNet
 from sfumato.samplers.base import Sampler
-from sfumato.schedule import to_eps, to_x0
+from sfumato.schedule import to_eps, to_output, to_x0
 from sfumato.types import Conditioning, Prediction, Step
 
 Carry = tuple[Latents, Any, tuple[Any, ...]]
@@ -109,6 +109,9 @@ def active_row(
     def eps(out: Latents, x: Latents) -> Latents:
         return to_eps(out, x, step.alpha, step.sigma, prediction)
 
+    def output(x0: Latents, eps: Latents) -> Latents:
+        return to_output(x0, eps, step.alpha, step.sigma, prediction)
+
     def advance(x: Latents, out: Latents, memory: Any) -> tuple[Latents, Any]:
         return sampler.step(x, x0(out, x), eps(out, x), step, memory)
 
@@ -117,7 +120,7 @@ def active_row(
             control.guide(env, preds, xs, step, ())[0] for control in controls if control.plain
         )
 
-    env = Env(evaluate, guided, x0, eps, advance)
+    env = Env(evaluate, guided, x0, eps, output, advance)
     xs, after = dict.fromkeys(branches, x), []
     for control, state in zip(controls, states, strict=True):
         xs, state = control.steer(env, xs, step, state)
@@ -154,8 +157,8 @@ def check_together(controls: Sequence[Control], prepared: Sequence[Control]) -> 
     `controls` are those that the user gave, and `prepared` what became of each.
     """
     names = [type(control).__name__ for control in controls]
-    for control, name in zip(controls, names, strict=True):
-        for other in control.excludes.keys() & set(names):
+    for i, (control, name) in enumerate(zip(controls, names, strict=True)):
+        for other in control.excludes.keys() & {*names[:i], *names[i + 1 :]}:
             raise SfumatoError(f"{name} and {other} cannot run together: {control.excludes[other]}.")
     setters = [name for control, name in zip(prepared, names, strict=True) if control.sets_channels]
     if len(setters) > 1:

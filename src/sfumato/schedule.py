@@ -224,6 +224,20 @@ def to_x0(
     return ratio(x - sigma * output, alpha)
 
 
+def to_output(
+    x0: Float[Array, "*x"],
+    eps: Float[Array, "*x"],
+    alpha: Float[Array, "*#x"] | float,
+    sigma: Float[Array, "*#x"] | float,
+    prediction: str,
+) -> Float[Array, "*x"]:
+    """What a network should put out for x = alpha x0 + sigma eps: the way back from `to_x0` and `to_eps`."""
+    known("prediction type", prediction, PREDICTIONS)
+    if prediction == "epsilon":
+        return eps
+    return x0 if prediction == "sample" else alpha * eps - sigma * x0
+
+
 def to_v(
     output: Float[Array, "*x"],
     x: Float[Array, "*x"],

@@ -23,15 +23,15 @@ else:  # tables are numpy arrays on the host, and jax arrays inside the loop
     Numbers = Array | np.ndarray
 
 
-@dataclass_transform(frozen_default=True)
-def pytree(cls: type[T]) -> type[T]:
-    """A frozen dataclass that jax can pass through its transformations; fields made by `static` are not leaves."""
-    return jax.tree_util.register_dataclass(dc.dataclass(frozen=True)(cls))
-
-
 def static(**kwargs: Any) -> Any:
     """A dataclass field that is part of the program and not of the data: changing it compiles anew."""
     return dc.field(metadata={"static": True}, **kwargs)
+
+
+@dataclass_transform(frozen_default=True, field_specifiers=(dc.field, static))
+def pytree(cls: type[T]) -> type[T]:
+    """A frozen dataclass that jax can pass through its transformations; fields made by `static` are not leaves."""
+    return jax.tree_util.register_dataclass(dc.dataclass(frozen=True)(cls))
 
 
 @pytree
@@ -88,7 +88,7 @@ class Step:
     alpha_next: Float[Numbers, "*N"]
     """The share of the picture in the latents that come out of this row."""
     sigma_next: Float[Numbers, "*N"]
-    coefficients: Mapping[str, Float[Numbers, "*N"]]
+    coefficients: Mapping[str, Float[Numbers, ...]]
     """What else the sampler needs, worked out in float64 before anything is compiled."""
     noise: Float[Numbers, "*N B H W C"] | None = None
     """Standard normal noise for samplers that take some in every row."""

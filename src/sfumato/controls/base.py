@@ -64,6 +64,11 @@ class Env:
     """(output, latents) -> the clean latents that the network's output stands for."""
     eps: Callable[[Latents, Latents], Latents]
     """(output, latents) -> the noise that it stands for."""
+    output: Callable[[Latents, Latents], Latents]
+    """(clean latents, noise) -> the output that stands for them.
+
+    Outputs for the same latents may be subtracted as they are; those for different latents mean differences of noise
+    only where the network predicts noise."""
     advance: Callable[[Latents, Latents, State], tuple[Latents, State]]
     """(latents, output, sampler state) -> the sampler's own step."""
 

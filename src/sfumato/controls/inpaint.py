@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses as dc
-from collections.abc import Mapping
 from typing import Any
 
 import jax.numpy as jnp
@@ -13,9 +12,10 @@ from jaxtyping import Array, Float, Float32, UInt8
 from sfumato import image as pixels
 from sfumato.controls import check
 from sfumato.controls.base import Control, Latents, Request, State
+from sfumato.controls.channels import Channels
 from sfumato.errors import SfumatoError
 from sfumato.models.blocks import nearest
-from sfumato.types import Conditioning, Step, pytree
+from sfumato.types import Step, pytree
 
 
 @dc.dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Inpaint(Control):
         if channels == latents:
             return KnownPart(request.encode_image(image), small, request.noise)
         masked = request.encode_image(image * (mask < 0.5))
-        return MaskChannels(jnp.concatenate([small, masked], axis=-1))
+        return Channels(jnp.concatenate([small, masked], axis=-1))
 
     def finish(self, pictures: UInt8[np.ndarray, "B H W 3"]) -> UInt8[np.ndarray, "B H W 3"]:
         image, mask = self._arrays(len(pictures), (pictures.shape[2], pictures.shape[1]))
@@ -77,18 +77,3 @@ class KnownPart(Control):
         noised = step.alpha_next * self.known + step.sigma_next * self.noise
         known = jnp.where(step.last, self.known, noised)
         return self.mask * x + (1 - self.mask) * known, state
-
-
-@pytree
-class MaskChannels(Control):
-    """Extra input channels that are the same in every row: the mask, and the latents of the masked picture."""
-
-    channels: Float[Array, "B h w E"]
-
-    per_picture = frozenset({"channels"})
-    sets_channels = True
-
-    def condition(
-        self, conds: dict[str, Conditioning], xs: Mapping[str, Latents], step: Step
-    ) -> dict[str, Conditioning]:
-        return {name: dc.replace(cond, channels=self.channels) for name, cond in conds.items()}
