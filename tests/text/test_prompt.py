@@ -128,10 +128,45 @@ def test_the_word_break_starts_a_chunk(text, chunks):
     np.testing.assert_array_equal(tokenize(TOKENIZER, [text]).ids[0], TOKENIZER(chunks))
 
 
+PLACED = TOKENIZER.place("<cat>", 4)
+CAT = [49408, 49409, 49410, 49411]
+
+
+def test_all_tokens_of_a_placeholder_have_its_weight():
+    tokens = tokenize(PLACED, ["a (<cat>:1.2), [<cat>]"])
+    assert tokens.ids[0, 0, :12].tolist() == [BOS, 320, *CAT, 267, *CAT, EOS]
+    expected = np.ones(77)
+    expected[2:6], expected[7:11] = 1.2, LESS
+    np.testing.assert_allclose(tokens.weights[0, 0], expected)
+
+
+@pytest.mark.parametrize("before", range(69, 77))
+@pytest.mark.parametrize("weight", ["{}", "({}:1.3)"])
+def test_a_placeholder_is_not_divided_between_chunks(before, weight):
+    tokens = tokenize(PLACED, ["fox " * before + weight.format("<cat>") + " fox"])
+    first = before if 71 < before < 76 else min(before + 5, 75)
+    second = before + 5 - first
+    ids = [token for chunk in tokens.ids[0] for token in chunk if token not in (BOS, EOS)]
+    assert ids == [FOX] * before + CAT + [FOX]
+    assert (tokens.ids[0] == FOX).any(axis=-1).all()
+    assert [sum(token not in (BOS, EOS) for token in chunk) for chunk in tokens.ids[0]] == [first, second][
+        : 1 + (second > 0)
+    ]
+    assert len({*np.nonzero(np.isin(tokens.ids[0], CAT))[0].tolist()}) == 1
+    assert (tokens.ids[0, :, 0] == BOS).all()
+    np.testing.assert_array_equal((tokens.weights[0] != 1), np.isin(tokens.ids[0], CAT) & (weight != "{}"))
+
+
+def test_a_placeholder_that_is_cut_off():
+    with pytest.warns(TruncationWarning, match="79 tokens and only 75 are read; cut off was: <cat> fox"):
+        tokens = tokenize(PLACED, ["fox " * 74 + "<cat> fox"], long=False)
+    assert tokens.ids[0, 0, 74:].tolist() == [FOX, CAT[0], EOS]
+
+
 @pytest.mark.parametrize("weights", [True, False])
 def test_a_prompt_that_may_not_be_long_is_cut_off_with_a_warning(weights):
     text = "fox " * 75 + "and BREAK bear"
-    with pytest.warns(TruncationWarning, match="78 tokens and only 75 are read; cut off was: and break bear"):
+    with pytest.warns(TruncationWarning, match="78 tokens and only 75 are read; cut off was: and BREAK bear"):
         tokens = tokenize(TOKENIZER, [text], long=False, weights=weights)
     with pytest.warns(TruncationWarning):
         np.testing.assert_array_equal(tokens.ids[:, 0], TOKENIZER([text]))

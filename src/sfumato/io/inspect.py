@@ -18,6 +18,7 @@ from sfumato.io.broken import human, missing, plain
 from sfumato.io.family import Family
 from sfumato.io.inspect_folder import read_folder
 from sfumato.io.recognise import Finding, recognise
+from sfumato.io.recognise_lora import recognise_lora
 from sfumato.io.tensors import LazyTensor, TensorFile, open_tensors
 
 BLOCK = 1 << 22
@@ -85,12 +86,25 @@ def inspect(path: str | Path, deep: bool = False) -> Report:
         else:
             files = [open_tensors(path)]
             finding = recognise(files[0])
+        finding = _lora(finding, files[0]) if finding.kind == "lora" else finding
         return _report(path, finding, files, deep)
     except FileError as error:
         problem = str(error)
     except OSError as error:
         problem = f"{error.filename or path} cannot be read: {error.strerror or error}."
     return Report(path, "broken", bytes=path.stat().st_size if path.is_file() else 0, problem=problem)
+
+
+def _lora(finding: Finding, file: TensorFile) -> Finding:
+    """What was found in a LoRA, and how it meets the layers of its family."""
+    from sfumato.adapters.lora_file import examine  # networks, which nothing else here needs
+
+    lora = recognise_lora(file)
+    if lora is None or (finding.problem and finding.family is None):
+        return finding
+    report = examine(file, lora)
+    details = finding.details | report.rows()
+    return dc.replace(finding, family=report.family, details=details, problem=finding.problem or report.problem())
 
 
 def _report(path: Path, finding: Finding, files: list[TensorFile], deep: bool) -> Report:

@@ -23,7 +23,8 @@ from sfumato.models.layers import abstract
 from sfumato.models.unet import UNet
 from sfumato.models.vae import AutoencoderKL, VAEConfig
 from sfumato.schedule import Schedule
-from sfumato.text.tokenizer import Tokenizer, clip_tokenizer, load_tokenizer
+from sfumato.text.tokenizer import Tokenizer, clip_tokenizer
+from sfumato.text.tokenizer_files import load_tokenizer
 
 M = TypeVar("M", bound=nnx.Module)
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import dataclasses as dc
 import re
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 
 from sfumato.io.broken import plain
 from sfumato.io.family import CONTEXT_KEY, FAMILY_OF_TEXT, Family, family_of_context
@@ -16,19 +17,24 @@ from sfumato.io.tensors import LazyTensor, TensorFile
 
 SPLITS: tuple[tuple[str, re.Pattern[str]], ...] = tuple((name, re.compile(pattern)) for name, pattern in (
     ("cloneofsimo", r"(?P<module>(unet|text_encoder):\d+):(?P<part>up|down)$"),
-    ("kohya", r"(?P<module>(lora|lycoris)_(unet|te\d?|prior_te)_[^.]+)\.(?P<part>.+)$"),
-    ("PEFT", r"(?P<module>base_model\.model\..+?)\.(?P<part>lora_(A|B|magnitude_vector|embedding_[AB])\b.*)$"),
-    ("diffusers (old)", r"(?P<module>.+\.processor\.[a-z_]+?)_lora\.(?P<part>(down|up)\.weight|alpha)$"),
-    ("diffusers", r"(?P<module>.+?)\.(?P<part>(lora|lora_linear_layer)\.(down|up)\.weight|lora_(A|B)\b.*"
-                  r"|lora_magnitude_vector.*|lora\.dora_scale|dora_scale|alpha)$"),
+    ("kohya", r"(?P<module>(lora_(unet|te\d?|prior_te|controlnet)|lycoris)_[^.]+)\.(?P<part>.+)$"),
+    ("PEFT", r"(?P<module>base_model\.model\..+?)\.(?P<part>lora_(A|B|magnitude_vector|embedding_[AB])\b.*"
+             r"|(hada|lokr)_\w+)$"),
+    ("diffusers (old)",
+     r"(?P<module>.+\.(processor|self_attn)\.[a-z_]+?)_lora\.(?P<part>(down|up)\.weight|alpha)$"),
+    ("diffusers", r"(?P<module>.+?)\.(?P<part>(lora|lora_linear_layer)\.(down|up|mid)\.weight|lora_(A|B)\b.*"
+                  r"|lora_(down|up|mid)\.weight|(hada|lokr)_\w+|lora_magnitude_vector.*|(lora\.)?(dora_scale|alpha))$"),
 ))  # fmt: skip
 """By format, how a key names the layer that is changed (module) and the role of the tensor (part)."""
 
 VARIANTS: tuple[tuple[str, str], ...] = (
     ("LoHa", r"hada_"), ("LoKr", r"lokr_"), ("OFT", r"oft_"), ("IA3", r"on_input$"), ("GLoRA", r"[ab][12]\.weight$"),
-    ("full difference", r"diff(_b)?$"),
+    ("full difference", r"diff(_b)?$|[wb]_norm$"),
 )  # fmt: skip
 """Relatives of LoRA by the parts that only they have."""
+
+UNUSED = {"OFT", "IA3", "GLoRA"}
+"""Relatives that change a layer by other means than adding to its weights; none of them is applied here."""
 
 DOWN = re.compile(r"(lora_down|lora\.down|lora_linear_layer\.down|down|lora_A(\.\w+)?)(\.weight)?$")
 UP = re.compile(r"(lora_up|lora\.up|lora_linear_layer\.up|up|lora_B(\.\w+)?)(\.weight)?$")
@@ -43,6 +49,9 @@ OTHERS: tuple[tuple[str, str], ...] = (
 """Models of other families, by their layers."""
 
 
+Modules = dict[str, dict[str, LazyTensor]]
+
+
 @dc.dataclass(frozen=True)
 class LoraFinding:
     """What was found out about an adapter."""
@@ -50,9 +59,12 @@ class LoraFinding:
     family: Family | None
     details: dict[str, str]
     problem: str | None
-
-
-Modules = dict[str, dict[str, LazyTensor]]
+    modules: Modules
+    """By the name of the layer in the file, its tensors by the rest of their names."""
+    tokens: tuple[str, ...]
+    """New tokens whose vectors the file carries."""
+    rest: tuple[str, ...]
+    """The keys that are none of these."""
 
 
 def recognise_lora(file: TensorFile) -> LoraFinding | None:
@@ -70,32 +82,65 @@ def recognise_lora(file: TensorFile) -> LoraFinding | None:
         "alphas": _alphas(form, modules),
         "layers": f"{len(modules)} of {' and '.join(sorted(sides, reverse=True))}",
     }
-    tokens = [key for key, value in file.metadata.items() if value == "<embed>" and key in file.tensors]
-    tokens += [key.split(".")[1] for key in file.tensors if key.startswith("bundle_emb.")]
+    tokens, rest = _tokens(file, rest)
     if tokens:
         details["embedded tokens"] = plain(", ".join(tokens))
-    rest = [key for key in rest if key not in tokens and not key.startswith("bundle_emb.")]
     if rest:
         details["other tensors"] = f"{len(rest)} ({plain(rest[0])})"
-    return LoraFinding(family, details, _problem(modules, family))
+    return LoraFinding(family, details, _problem(modules, family), modules, tokens, rest)
 
 
 def split(tensors: Mapping[str, LazyTensor]) -> tuple[str, Modules, list[str]]:
     """The format, {layer: {part: tensor}}, and the keys that belong to no layer."""
-    for form, pattern in SPLITS:
-        modules: Modules = {}
-        rest: list[str] = []
-        for key, tensor in tensors.items():
-            match = pattern.match(key)
-            if match:
-                modules.setdefault(match["module"], {})[match["part"]] = tensor
-            else:
-                rest.append(key)
-        # A checkpoint may have single keys that look like it; an adapter consists of them.
-        if modules and len(modules) >= len(rest) // 4:
-            peft = form == "diffusers" and any("lora_A" in part for parts in modules.values() for part in parts)
-            return form + (" (PEFT names)" if peft else ""), modules, rest
-    return "", {}, []
+    modules: Modules = {}
+    forms: Counter[str] = Counter()
+    rest: list[str] = []
+    for key, tensor in _listed(tensors).items():
+        form, match = next(((form, match) for form, pattern in SPLITS if (match := pattern.match(key))), ("", None))
+        if match is None:
+            rest.append(key)
+        else:
+            forms[form] += 1
+            modules.setdefault(match["module"], {})[match["part"]] = tensor
+    # A checkpoint may have single keys that look like it; an adapter consists of them.
+    if not modules or len(modules) < len(rest) // 4:
+        return "", {}, []
+    form = forms.most_common(1)[0][0]
+    peft = form == "diffusers" and any("lora_A" in part for parts in modules.values() for part in parts)
+    return form + (" (PEFT names)" if peft else ""), modules, rest
+
+
+def _listed(tensors: Mapping[str, LazyTensor]) -> Mapping[str, LazyTensor]:
+    """The first files of cloneofsimo's, a list of up, down, up, down without names, under the names that followed.
+
+    In those of text encoders all layers are square and of one size.
+    """
+    flat = [tensors.get(str(i)) for i in range(len(tensors))]
+    found = [tensor for tensor in flat if tensor is not None and len(tensor.shape) == 2]
+    ups, downs = found[::2], found[1::2]
+    if len(found) < len(tensors) or len(ups) != len(downs) or any(
+        up.shape[1] != down.shape[0] for up, down in zip(ups, downs, strict=True)
+    ):  # fmt: skip
+        return tensors
+    sizes = {size for up, down in zip(ups, downs, strict=True) for size in (up.shape[0], down.shape[1])}
+    component = "text_encoder" if len(sizes) == 1 else "unet"
+    return {f"{component}:{i // 2}:{('up', 'down')[i % 2]}": tensor for i, tensor in enumerate(found)}
+
+
+def _tokens(file: TensorFile, keys: Sequence[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The new tokens among the keys, and the keys that are none: cloneofsimo's, whose metadata says so, and those that
+    other programs put into a LoRA as the whole file of an embedding under `bundle_emb.<token>`."""
+    tokens: dict[str, None] = {}
+    rest: list[str] = []
+    for key in keys:
+        _, *bundled = key.split(".", 2)
+        if file.metadata.get(key) == "<embed>":
+            tokens[key] = None
+        elif key.startswith("bundle_emb.") and len(bundled) == 2:
+            tokens[bundled[0]] = None
+        else:
+            rest.append(key)
+    return tuple(tokens), tuple(rest)
 
 
 def _variant(modules: Modules) -> str:
@@ -174,5 +219,8 @@ def _problem(modules: Modules, family: Family | None) -> str | None:
               if any(map(DOWN.match, parts)) != any(map(UP.match, parts))]  # fmt: skip
     if halves:
         return f"{len(halves)} of its {len(modules)} layers have only one of the two matrices ({plain(halves[0])})"
+    unused = UNUSED & set(_variant(modules).split(" + "))
+    if unused:
+        return f"it is an adapter of the kind {min(unused)}, which sfumato does not apply"
     other = None if family else _other(modules)
     return f"it is made for {other}, which sfumato does not run" if other else None

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from flax import nnx
 
+from sfumato.adapters.live import is_live
 from sfumato.errors import SfumatoError
 from sfumato.io.family import Family
 from sfumato.io.fill import Slot, slots
@@ -54,9 +55,13 @@ DTYPE_NAMES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 def save(model: Model | ControlNet, folder: str | Path, *, overwrite: bool = False) -> Path:
     """Writes `model` to `folder` in the diffusers layout, and returns the folder.
 
-    The folder appears only when it is complete. Raises SfumatoError if it is there already, unless `overwrite`.
+    The folder appears only when it is complete. Raises SfumatoError if it is there already, unless `overwrite`,
+    and for a model that LoRAs are live on.
     """
     folder = Path(folder)
+    networks = [model] if isinstance(model, ControlNet) else [model.unet, *model.text_encoders.values()]
+    if any(map(is_live, networks)):
+        raise SfumatoError("A LoRA is live on this model, beside its weights; apply it without live=True to save both.")
     if folder.exists() and not overwrite and (not folder.is_dir() or any(folder.iterdir())):
         raise SfumatoError(f"{folder} is there already; name another folder or say overwrite=True.")
     folder.parent.mkdir(parents=True, exist_ok=True)

@@ -32,7 +32,7 @@ from sfumato.io.family import Family
 from sfumato.io.load import tokenizer_name
 from sfumato.model import Model
 from sfumato.models.clip import ClipTextEncoder, TextFeatures
-from sfumato.text.tokenizer import Tokenizer, TruncationWarning
+from sfumato.text.tokenizer import Tokenizer, TruncationWarning, Word
 from sfumato.types import pytree
 
 STRONGER = {"(": 1.1, "[": 1 / 1.1}
@@ -113,41 +113,66 @@ def tokenize(
     """
     if isinstance(texts, str) or not texts:
         raise SfumatoError(f"The tokenizer takes a list of prompts with at least one, not {texts!r}.")
-    prompts = [_chunks(tokenizer, text, weights, long) for text in texts]
-    shape = (len(texts), max(chunks, *map(len, prompts)), tokenizer.max_length)
+    prompts = []
+    for text in texts:
+        words = read(tokenizer, text, weights=weights, long=long)
+        prompts.append((words, lay_out(tokenizer, [word for word, _ in words], long=long)))
+    length = tokenizer.max_length
+    last = max((at for _, places in prompts for positions in places for at in positions), default=0)
+    shape = (len(texts), max(chunks, last // length + 1), length)
     ids, factors = np.full(shape, tokenizer.pad, np.int32), np.ones(shape, np.float32)
     ids[..., 0], ids[..., 1] = tokenizer.bos, tokenizer.eos
-    for row, (text, prompt) in enumerate(zip(texts, prompts, strict=True)):
-        for column, chunk in enumerate(prompt):
-            stop = len(chunk) + 1
-            ids[row, column, 1:stop] = [token for token, _ in chunk]
-            ids[row, column, stop] = tokenizer.eos
+    for text, (words, places), row, factor in zip(texts, prompts, ids, factors, strict=True):
+        # Ascending, so that of each chunk the last position remains.
+        ends = {at // length: at + 1 for positions in places for at in positions}
+        row.reshape(-1)[list(ends.values())] = tokenizer.eos
+        for (word, weight), positions in zip(words, places, strict=True):
+            row.reshape(-1)[positions] = word.ids[: len(positions)] if word else []
             with np.errstate(over="ignore"):
-                factors[row, column, 1:stop] = [weight for _, weight in chunk]
-        if not np.isfinite(factors[row]).all():
+                factor.reshape(-1)[positions] = weight
+        if not np.isfinite(factor).all():
             raise SfumatoError(f"A weight in the prompt {_shortened(text)!r} is too large; 1 is plain, 1.5 much.")
     return Tokens(ids, factors)
 
 
-def _chunks(tokenizer: Tokenizer, text: str, weights: bool, long: bool) -> list[list[tuple[int, float]]]:
-    """The tokens of a prompt with their weights, without start and end, as full as chunks can be."""
+def read(
+    tokenizer: Tokenizer, text: str, *, weights: bool = True, long: bool = True
+) -> list[tuple[Word | None, float]]:  # fmt: skip
+    """The words of a prompt with their weights; None stands for a BREAK. Arguments and errors as of `tokenize`."""
     if not isinstance(text, str):
         raise SfumatoError(f"A prompt must be a string, not {text!r}.")
-    room, chunks = tokenizer.max_length - 2, [[]]
-    for words, weight in parse(text) if weights else [(text, 1.0)]:
-        for number, part in enumerate(BREAK.split(words) if long else [words]):
-            if number and chunks[-1]:
-                chunks.append([])
-            for token in tokenizer.encode(part):
-                if long and len(chunks[-1]) == room:
-                    chunks.append([])
-                chunks[-1].append((token, weight))
-    if len(chunks[0]) > room:
-        lost = tokenizer.decode([token for token, _ in chunks[0][room:]])
-        message = f"The prompt has {len(chunks[0])} tokens and only {room} are read; cut off was: {lost}"
-        warnings.warn(message, TruncationWarning, stacklevel=3)
-        chunks = [chunks[0][:room]]
-    return chunks if chunks[-1] else chunks[:-1] or chunks
+    words = []
+    for part, weight in parse(text) if weights else [(text, 1.0)]:
+        for number, piece in enumerate(BREAK.split(part) if long else [part]):
+            words += [(None, weight)] if number else []
+            words += [(word, weight) for word in tokenizer.split(piece)]
+    return words
+
+
+def lay_out(tokenizer: Tokenizer, words: Sequence[Word | None], *, long: bool = True) -> list[list[int]]:
+    """The positions of each word's tokens in the chunks of a prompt, counted through all chunks side by side.
+
+    A chunk is filled before the next begins, only that a placeholder is never divided. Without `long` there is one
+    chunk: what does not fit has no positions, and a TruncationWarning quotes it.
+    """
+    length, room, chunk, filled = tokenizer.max_length, tokenizer.max_length - 2, 0, 0
+    places: list[list[int]] = []
+    for word in words:
+        count = len(word.ids) if word else 0
+        if long and filled and (word is None or (word.placeholder and filled + count > room)):
+            chunk, filled = chunk + 1, 0
+        places.append([])
+        for _ in range(count):
+            if long and filled == room:
+                chunk, filled = chunk + 1, 0
+            filled += 1
+            places[-1].append(chunk * length + filled)
+    if long or filled <= room:
+        return places
+    lost = " ".join(word.text for word, at in zip(words, places, strict=True) if word and at[-1] > room)
+    message = f"The prompt has {filled} tokens and only {room} are read; cut off was: {lost}"
+    warnings.warn(message, TruncationWarning, stacklevel=3)
+    return [[at for at in positions if at <= room] for positions in places]
 
 
 def _shortened(text: str) -> str:

@@ -12,9 +12,10 @@ import dataclasses as dc
 import functools
 import gzip
 import html
+import itertools
 import json
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -47,6 +48,17 @@ Merges = list[tuple[str, str]]
 
 class TruncationWarning(UserWarning):
     """A prompt was too long and its end was cut off."""
+
+
+@dc.dataclass(frozen=True)
+class Word:
+    """A word of a prompt, or a run of other signs, with its tokens."""
+
+    text: str
+    """As it stands in the prompt."""
+    ids: tuple[int, ...]
+    placeholder: bool = False
+    """Whether it is a token that was added to the vocabulary. All of its tokens are read together or not at all."""
 
 
 @dc.dataclass(frozen=True)
@@ -84,9 +96,47 @@ class Tokenizer:
 
     def encode(self, text: str) -> list[int]:
         """The tokens of a prompt, however long, without start and end. Raises SfumatoError for no string."""
+        return [i for word in self.split(text) for i in word.ids]
+
+    def split(self, text: str) -> list[Word]:
+        """The words of a prompt, however long, without start and end. Raises SfumatoError for no string."""
         if not isinstance(text, str):
             raise SfumatoError(f"A prompt must be a string, not {text!r}.")
-        return self.backend.encode(clean(text), add_special_tokens=False).ids
+        text = clean(text)
+        found = self.backend.encode(text, add_special_tokens=False)
+        words: list[Word] = []
+        # The word that is being put together: its tokens, where it lies in the text, whether it could end here.
+        ids: list[int] = []
+        first, last, whole = 0, 0, True
+        for i, token, (start, stop) in zip(found.ids, found.tokens, found.offsets, strict=True):
+            added = self.added.get(i)
+            if ids and (added or (whole and not _joined(text, last, start))):
+                words.append(Word(text[first:last], tuple(ids)))
+                ids = []
+            if added:
+                words.append(Word(text[start:stop], added, placeholder=True))
+                continue
+            if not ids:
+                first = start
+            ids.append(i)
+            last, whole = stop, token.endswith(WORD_END)
+        return [*words, Word(text[first:last], tuple(ids))] if ids else words
+
+    @functools.cached_property
+    def added(self) -> Mapping[int, tuple[int, ...]]:
+        """The tokens that are found before the text is split, and what each is read as.
+
+        A token that stands for several vectors is written once and read as itself, then as the tokens of its name
+        with "_1", "_2" and so on: so does diffusers keep them.
+        """
+        names = {i: token.content.lower() for i, token in self.backend.get_added_tokens_decoder().items()}
+        numbers = {name: i for i, name in names.items()}
+
+        def further(name: str) -> Iterator[int]:
+            ids = (numbers.get(f"{name}_{number}", -1) for number in itertools.count(1))
+            return itertools.takewhile(lambda i: i >= 0, ids)
+
+        return {i: (i, *further(name)) for i, name in names.items()}
 
     def decode(self, ids: Sequence[int] | Int[np.ndarray, " L"]) -> str:
         """The text of tokens, in lower case and with a space after each word."""
@@ -95,12 +145,40 @@ class Tokenizer:
 
     def words(self, text: str) -> list[tuple[str, tuple[int, ...]]]:
         """The words of a prompt, each with the positions of its tokens in the row (0 is the start token)."""
-        found, ids, start, whole = [], self.encode(text), 0, self.backend.get_added_tokens_decoder()
-        for stop, i in enumerate(ids, start=1):
-            if i in whole or str(self.backend.id_to_token(i)).endswith(WORD_END):
-                found.append((self.decode(ids[start:stop]), tuple(range(start + 1, stop + 1))))
-                start = stop
-        return found
+        words = self.split(text)
+        stops = itertools.accumulate((len(word.ids) for word in words), initial=1)
+        return [(word.text, tuple(range(at, at + len(word.ids)))) for word, at in zip(words, stops, strict=False)]
+
+    @property
+    def size(self) -> int:
+        """How many tokens there are, added ones included; new ones are numbered from here."""
+        return self.backend.get_vocab_size()
+
+    def place(self, name: str, count: int = 1) -> Tokenizer:
+        """A tokenizer in which `name` is a placeholder, read as `count` new tokens; this one stays as it is.
+
+        It is found in any case and beside any sign, but one that begins or ends with a letter or digit only where no
+        other follows there. Raises SfumatoError for a name that means something already, or that cannot be found.
+        """
+        length = len(self.encode(name))
+        if not length:
+            raise SfumatoError(f"A token cannot be called {name!r}; choose a name with token=, such as '<my-style>'.")
+        names = [name, *(f"{name}_{number}" for number in range(1, count))]
+        placed = {token.content.lower() for token in self.backend.get_added_tokens_decoder().values()}
+        hint = f"choose another name with token=, such as '<my-{name.strip('<>')}>'"
+        if any(each.lower() in placed for each in names):
+            raise SfumatoError(f"The token {name!r} is in the model's vocabulary already as a placeholder; {hint}.")
+        if length == 1 or any(self.backend.token_to_id(each) is not None for each in names):
+            raise SfumatoError(f"The token {name!r} is a word of the model's vocabulary already; {hint}.")
+        backend = tokenizers.Tokenizer.from_str(self.backend.to_str())
+        whole = name[:1].isalnum() or name[-1:].isalnum()
+        backend.add_tokens([AddedToken(each, normalized=True, special=False, single_word=whole) for each in names])
+        new, ids = dc.replace(self, backend=backend), list(range(self.size, self.size + count))
+        if any(new.added[i] != read for i, read in self.added.items()) or len(new.added[ids[0]]) != count:
+            raise SfumatoError(f"The token {name!r} would be taken for a part of another placeholder; {hint}.")
+        if new.encode(name) != ids:
+            raise SfumatoError(f"The token {name!r} would not be found in a prompt, whose text is cleaned; {hint}.")
+        return new
 
     def save(self, folder: str | Path) -> None:
         """Writes the files of a diffusers checkpoint's tokenizer folder, which is made if need be."""
@@ -127,6 +205,11 @@ class Tokenizer:
             (folder / name).write_text(text, encoding="utf-8", newline="\n")
 
 
+def _joined(text: str, last: int, start: int) -> bool:
+    """Whether letters or digits that end at `last` and begin at `start` are of one word, as in "sd15"."""
+    return start < last or (start == last and text[last - 1].isalnum() and text[start].isalnum())
+
+
 def clean(text: str) -> str:
     """The text with broken encodings repaired and HTML entities resolved, twice, as OpenAI's CLIP does it."""
     return html.unescape(html.unescape(ftfy.fix_text(text))).strip()
@@ -145,84 +228,12 @@ def clip_tokenizer(pad: str = END) -> Tokenizer:
     signs = _byte_signs()
     merged = [left + right for left, right in merges]
     words = [*signs, *(sign + WORD_END for sign in signs), *merged, START, END]
-    roles = {role: _token(value) for role, value in (ROLES | {"pad_token": pad}).items()}
+    roles = {role: added_token(value) for role, value in (ROLES | {"pad_token": pad}).items()}
     vocab = {word: i for i, word in enumerate(words)}
-    return _assemble(vocab, merges, roles, {}, LONGEST, "CLIP's vocabulary")
+    return assemble(vocab, merges, roles, {}, LONGEST, "CLIP's vocabulary")
 
 
-def load_tokenizer(folder: str | Path) -> Tokenizer:
-    """The tokenizer of a checkpoint's folder.
-
-    Reads tokenizer.json, or vocab.json with merges.txt; and where they are there, tokenizer_config.json,
-    special_tokens_map.json and added_tokens.json. Raises FileError for a file that is missing or
-    damaged, or if the files do not fit each other.
-    """
-    folder = Path(folder)
-    try:
-        vocab, merges, added = _vocabulary(folder)
-        config = _json(folder / "tokenizer_config.json", {})
-        if "added_tokens_decoder" in config:
-            # Such a file says all: special_tokens_map.json and added_tokens.json are then left-overs.
-            added = {int(i): _token(value) for i, value in config["added_tokens_decoder"].items()}
-            named, older = config, {}
-        else:
-            named = config | _json(folder / "special_tokens_map.json", {})
-            older = _json(folder / "added_tokens.json", {})
-        roles = {role: _token(named.get(role) or value) for role, value in ROLES.items()}
-        special = {token.content for token in roles.values()}
-        for word, i in older.items():
-            named_one = word in special
-            added.setdefault(int(i), AddedToken(word, normalized=not named_one, special=named_one))
-        known = {token.content: token for token in added.values()}
-        roles = {role: known.get(token.content, token) for role, token in roles.items()}
-        length = config.get("model_max_length") or LONGEST
-        # Where nobody set it, the format writes a number of 31 digits.
-        length = LONGEST if length > 10**6 else int(length)
-        return _assemble(vocab, merges, roles, added, length, str(folder))
-    except FileError:
-        raise
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
-        what = f"{type(error).__name__}: {error}"
-        raise FileError(f"{folder}: the tokenizer's files are damaged ({what}).") from None
-
-
-def _vocabulary(folder: Path) -> tuple[dict[str, int], Merges, dict[int, AddedToken]]:
-    """Vocabulary, merges and added tokens of a folder, before its configuration is looked at."""
-    whole, vocab, merges = (folder / name for name in ("tokenizer.json", "vocab.json", "merges.txt"))
-    if whole.exists():
-        file = _json(whole)
-        model, kind = file["model"], file["model"].get("type", "BPE")
-        if kind != "BPE":
-            raise FileError(f"{whole} holds a {kind} tokenizer, but CLIP's has byte pairs (BPE).")
-        pairs = [pair.split(" ") if isinstance(pair, str) else pair for pair in model["merges"]]
-        added = {int(value["id"]): _token(value) for value in file.get("added_tokens", ())}
-        return _numbered(model["vocab"], whole), [(left, right) for left, right in pairs], added
-    if not (vocab.exists() and merges.exists()):
-        raise FileError(f"{folder} holds no tokenizer (tokenizer.json, or vocab.json with merges.txt).")
-    return _numbered(_json(vocab), vocab), _pairs(merges), {}
-
-
-def _numbered(vocab: dict[str, Any], path: Path) -> dict[str, int]:
-    """The vocabulary, checked to give each token a number of its own."""
-    if not all(isinstance(i, int) for i in vocab.values()) or len({*vocab.values()}) < len(vocab):
-        raise FileError(f"{path} does not give every token a number of its own.")
-    return vocab
-
-
-def _pairs(path: Path) -> Merges:
-    """The merges of a merges.txt, one pair a line."""
-    pairs = []
-    for number, line in enumerate(_text(path).split("\n"), start=1):
-        parts = line.split()
-        if not parts or line.startswith("#version"):
-            continue
-        if len(parts) != 2:
-            raise FileError(f"{path}: line {number} is not a pair of tokens: {line[:60]!r}.")
-        pairs.append((parts[0], parts[1]))
-    return pairs
-
-
-def _assemble(
+def assemble(
     vocab: dict[str, int], merges: Merges, roles: Mapping[str, AddedToken], added: Mapping[int, AddedToken],
     max_length: int, where: str,
 ) -> Tokenizer:  # fmt: skip
@@ -257,7 +268,7 @@ def _assemble(
     return Tokenizer(backend, ids["bos_token"], ids["eos_token"], ids["pad_token"], max_length)
 
 
-def _token(value: str | Mapping[str, Any]) -> AddedToken:
+def added_token(value: str | Mapping[str, Any]) -> AddedToken:
     """A token that is found before the text is split, from its form in the files."""
     if isinstance(value, str):
         return AddedToken(value, normalized=False, special=True)
@@ -270,23 +281,3 @@ def _byte_signs() -> list[str]:
     itself, every other byte for one of the characters from 256 on."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     return [chr(code) for code in [*printable, *range(256, 512 - len(printable))]]
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise FileError(f"{path} cannot be read as text ({error}).") from None
-
-
-def _json(path: Path, default: dict[str, Any] | None = None) -> dict[str, Any]:
-    """The object in a JSON file, or `default` if there is one and no file."""
-    if default is not None and not path.exists():
-        return default
-    try:
-        value = json.loads(_text(path))
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise FileError(f"{path} is not valid JSON ({error}).") from None
-    if not isinstance(value, dict):
-        raise FileError(f"{path} must hold a JSON object, not a {type(value).__name__}.")
-    return value
