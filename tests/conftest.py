@@ -52,6 +52,30 @@ def pair(saved, loaded):
     return get
 
 
+@pytest.fixture(scope="session")
+def models(loaded):
+    """models(kind): a model that compiles quickly."""
+    from pipelines import small
+
+    return functools.cache(lambda kind: small(kind, loaded(kind)))
+
+
+@pytest.fixture
+def compiled():
+    """The names of the programs that were compiled meanwhile."""
+    import jax
+
+    names: list[str] = []
+
+    def listen(event: str, duration: float, **facts: Any) -> None:
+        if event == "/jax/core/compile/backend_compile_duration":
+            names.append(str(facts.get("fun_name")))
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    yield names
+    jax.monitoring.unregister_event_duration_listener(listen)
+
+
 @pytest.fixture
 def unchecked():
     """Array types are not checked: users do not have these checks, and some bad input would never arrive."""

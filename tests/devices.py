@@ -20,9 +20,10 @@ import sfumato
 from sfumato import run
 from sfumato import sample as loop
 from sfumato.samplers import DDIM
-from test_laws import PROMPTS, cfg, controlnet, inpaint, pictures, prepared
 
+from drive import pictures, prepared
 from pipelines import small
+from table import PROMPTS, cfg, controlnet, inpaint
 
 COLLECTIVES = r"\b(all-reduce|all-gather|all-to-all|collective-permute|reduce-scatter|collective-broadcast)"
 

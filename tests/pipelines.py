@@ -33,8 +33,10 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
     "sd1-inpaint": ("StableDiffusionInpaintPipeline", SD1 | {"in_channels": 9}),
     "instruct-pix2pix": ("StableDiffusionInstructPix2PixPipeline", SD1 | {"in_channels": 8}),
     "sd2": ("StableDiffusionPipeline", SD2),
+    "sd2-inpaint": ("StableDiffusionInpaintPipeline", SD2 | {"in_channels": 9}),
     "sd2-depth": ("StableDiffusionDepth2ImgPipeline", SD2 | {"in_channels": 5}),
     "sdxl": ("StableDiffusionXLPipeline", SDXL | {"cross_attention_dim": 32}),
+    "sdxl-inpaint": ("StableDiffusionXLInpaintPipeline", SDXL | {"cross_attention_dim": 32, "in_channels": 9}),
     "sdxl-instruct": ("StableDiffusionXLInstructPix2PixPipeline", SDXL | {"cross_attention_dim": 32, "in_channels": 8}),
     "sdxl-refiner": ("StableDiffusionXLImg2ImgPipeline", REFINER | {"cross_attention_dim": 20}),
 }

@@ -144,9 +144,9 @@ TABLE = {
         {"controls": lambda: [inpaint(mask=mask(8, 16))]},
         "The mask must have the size of the picture, 16x16, and not 8x16."),
     "a mask that is not there": ({"controls": lambda: [inpaint(mask="none.png")]}, "none.png is not there."),
-    "inpainting with 8 channels": (
+    "inpainting alone with 8 channels": (
         {"model": "instruct-pix2pix", "controls": lambda: [inpaint()]},
-        "Inpaint needs a model of 4 or 9 input channels"),
+        "4 input channels beside the latents, which no control fills; add InstructPix2Pix"),
     "9 channels without inpainting": (
         {"model": "sd1-inpaint"}, "5 input channels beside the latents, which no control fills; add Inpaint"),
     "two that set the channels": (

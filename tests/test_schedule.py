@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from sfumato.errors import SfumatoError
-from sfumato.schedule import PREDICTIONS, SPACINGS, Schedule, to_eps, to_v, to_x0
+from sfumato.schedule import PREDICTIONS, SPACINGS, Schedule, to_eps, to_output, to_v, to_x0
 
 SCHEDULES = [
     Schedule(beta_schedule=name, rescale_betas_zero_snr=zero)
@@ -70,6 +70,7 @@ def test_conversions_agree_with_what_they_name(source, target):
         true = {"epsilon": eps, "v_prediction": alpha * eps - sigma * x0, "sample": x0}
         ours = CONVERT[target](true[source], x, alpha, sigma, source)
         np.testing.assert_allclose(ours, true[target], atol=1e-13)
+        np.testing.assert_allclose(to_output(x0, eps, alpha, sigma, target), true[target], atol=1e-15)
         back = CONVERT[source](CONVERT[target](x0, x, alpha, sigma, source), x, alpha, sigma, target)
         np.testing.assert_allclose(back, x0, atol=1e-12)
 

@@ -13,11 +13,29 @@ from typing import TYPE_CHECKING, Any
 from sfumato.version import __version__
 
 if TYPE_CHECKING:
+    from sfumato.adapters.lora import Lora
+    from sfumato.adapters.lora_file import load_lora
+    from sfumato.adapters.save_lora import save_lora
+    from sfumato.adapters.textual_inversion import Embedding, load_embedding
     from sfumato.annotators import annotate, annotators
-    from sfumato.controls import CFG, Control, ControlNet, Inpaint
+    from sfumato.controls import (
+        CFG,
+        PAG,
+        SAG,
+        SEGA,
+        AttendAndExcite,
+        Control,
+        ControlNet,
+        Depth,
+        Edit,
+        Inpaint,
+        InstructPix2Pix,
+        Pix2PixZero,
+    )
     from sfumato.errors import FileError, MismatchError, SfumatoError
     from sfumato.generate import Cancelled, generate
     from sfumato.images import Images, Picture
+    from sfumato.invert import invert
     from sfumato.io.inspect import inspect
     from sfumato.io.load import load, load_controlnet
     from sfumato.io.save import save
@@ -25,25 +43,36 @@ if TYPE_CHECKING:
     from sfumato.schedule import Schedule
     from sfumato.types import Conditioning, Prediction, Residuals, Window
 
+# fmt: off
 _HOMES = {
+    "adapters.lora": ("Lora",),
+    "adapters.lora_file": ("load_lora",),
+    "adapters.save_lora": ("save_lora",),
+    "adapters.textual_inversion": ("Embedding", "load_embedding"),
     "annotators": ("annotate", "annotators"),
-    "controls": ("CFG", "Control", "ControlNet", "Inpaint"),
+    "controls": (
+        "CFG", "PAG", "SAG", "SEGA", "AttendAndExcite", "Control", "ControlNet", "Depth", "Edit", "Inpaint",
+        "InstructPix2Pix", "Pix2PixZero",
+    ),
     "errors": ("FileError", "MismatchError", "SfumatoError"),
     "generate": ("Cancelled", "generate"),
     "images": ("Images", "Picture"),
+    "invert": ("invert",),
     "io.inspect": ("inspect",),
     "io.load": ("load", "load_controlnet"),
     "io.save": ("save",),
     "model": ("Model",),
     "schedule": ("Schedule",),
     "types": ("Conditioning", "Prediction", "Residuals", "Window"),
-}
+}  # fmt: skip
 _MODULE_OF = {name: module for module, names in _HOMES.items() for name in names}
 
 __all__ = [
-    "CFG", "Cancelled", "Conditioning", "Control", "ControlNet", "FileError", "Images", "Inpaint", "MismatchError",
-    "Model", "Picture", "Prediction", "Residuals", "Schedule", "SfumatoError", "Window", "__version__", "annotate",
-    "annotators", "generate", "inspect", "load", "load_controlnet", "save",
+    "CFG", "PAG", "SAG", "SEGA", "AttendAndExcite", "Cancelled", "Conditioning", "Control", "ControlNet", "Depth",
+    "Edit", "Embedding", "FileError", "Images", "Inpaint", "InstructPix2Pix", "Lora", "MismatchError", "Model",
+    "Picture", "Pix2PixZero", "Prediction", "Residuals", "Schedule", "SfumatoError", "Window", "__version__",
+    "annotate", "annotators", "generate", "inspect", "invert", "load", "load_controlnet", "load_embedding",
+    "load_lora", "save", "save_lora",
 ]  # fmt: skip
 
 

@@ -63,19 +63,41 @@ def generate(
     does not fit, before anything is compiled, and Cancelled.
     """
     enable_cache()
-    if not isinstance(model, Model):
-        raise SfumatoError(f"generate takes a model as sfumato.load returns it, not a {type(model).__name__}.")
+    check_model("generate", model)
     plan = make_plan(model, prompt, negative, count, seed, size)
     chosen = sampler_of(sampler, model.schedule)
-    controls = _checked(controls)
+    controls = checked_controls(controls)
     start, stop = _share(start, stop, latents, image)
-    _check(output, batch, devices)
+    check_choices(output, batch, devices)
     strength = finite("strength", strength, 0, 1)
     table = run.rows(model, chosen, steps, strength=None if image is None else strength, start=start, stop=stop)
     row_noise = _given("noise", noise, (len(table.steps.index), len(plan), *plan.latent_shape))
     first_noise = _given("latents", latents, (len(plan), *plan.latent_shape))
     starts = None if image is None else pictures("image", image, len(plan), plan.size, signed=True)
 
+    job = prepare_job(
+        model, plan, chosen, table, controls, None if start > 0 else first_noise, weights=weights, clip_skip=clip_skip,
+        tiled=tiled, devices=devices, progress=progress,
+    )  # fmt: skip
+    job = dc.replace(job, row_noise=row_noise, starts=starts)
+    job = job if start == 0 else dc.replace(job, latents=first_noise, handed_over=True)
+    made = job.rounds(batch, output)
+    if output == "latents":
+        return made
+    for control in controls:
+        made = control.finish(made)
+    facts = record(model, plan, chosen, steps, controls, None if image is None else strength, clip_skip)
+    return Images([Picture(array, fact) for array, fact in zip(made, facts, strict=True)])
+
+
+def prepare_job(
+    model: Model, plan: Plan, sampler: Sampler, table: Table, controls: Sequence[Control], noise: Any, *,
+    weights: bool, clip_skip: int, tiled: bool | None, devices: Sequence[Any] | None, progress: Progress | None,
+) -> Job:  # fmt: skip
+    """The job of a plan, which starts from `noise` [B, h, w, C], None for that of the seeds. Everything is checked.
+
+    Raises SfumatoError for what does not fit, before anything is compiled.
+    """
     tiled = run.tiling(plan.latent_shape, tiled)
     read = run.reader(
         model, plan, [text for control in controls for text in control.texts()], weights=weights, clip_skip=clip_skip
@@ -88,21 +110,8 @@ def generate(
     # On shapes alone, so that whatever does not fit is said before anything is compiled.
     shapes = jax.ShapeDtypeStruct((len(plan), *plan.latent_shape), jnp.float32)
     jax.eval_shape(lambda noise: (prepare(noise), None)[1], shapes)
-    own_noise = noises.starting(plan.seeds, plan.latent_shape) if first_noise is None or start > 0 else first_noise
-    ready, base = prepare(own_noise)
-    job = _Job(
-        model, plan, chosen, table, ready, base, own_noise if first_noise is None else first_noise, row_noise, starts,
-        start > 0, tiled, devices, progress,
-    )  # fmt: skip
-    rounds = plan.parts(batch, len(devices) if devices is not None else len(jax.devices()))
-    done = [job.part(picked)(output)[:wanted] for picked, wanted in rounds]
-    if output == "latents":
-        return jnp.concatenate(done)
-    made = np.concatenate(done)
-    for control in controls:
-        made = control.finish(made)
-    facts = record(model, plan, chosen, steps, controls, None if image is None else strength, clip_skip)
-    return Images([Picture(array, fact) for array, fact in zip(made, facts, strict=True)])
+    noise = noises.starting(plan.seeds, plan.latent_shape) if noise is None else noise
+    return Job(model, plan, sampler, table, *prepare(noise), noise, tiled, devices, progress)
 
 
 def _prepared(
@@ -122,7 +131,7 @@ def _prepared(
 
 
 @dc.dataclass(frozen=True)
-class _Job:
+class Job:
     """Pictures to be made at once. Arrays have the pictures as first axis."""
 
     model: Model
@@ -133,16 +142,16 @@ class _Job:
     base: Mapping[str, Conditioning]
     latents: Any
     """Noise to start from, or what another run has handed over."""
-    row_noise: Any
-    """[rows, B, h, w, C], None for that of the seeds."""
-    starts: Any
-    """Pixels to start from, or None."""
-    handed_over: bool
     tiled: bool
     devices: Sequence[Any] | None
     progress: Progress | None
+    row_noise: Any = None
+    """[rows, B, h, w, C], None for that of the seeds."""
+    starts: Any = None
+    """Pixels to start from, or None."""
+    handed_over: bool = False
 
-    def part(self, picked: Sequence[int]) -> _Job:
+    def part(self, picked: Sequence[int]) -> Job:
         """The job for some of the pictures."""
         chosen = np.array(picked)
         return dc.replace(
@@ -151,6 +160,12 @@ class _Job:
             row_noise=None if self.row_noise is None else self.row_noise[:, chosen],
             starts=None if self.starts is None else self.starts[chosen],
         )  # fmt: skip
+
+    def rounds(self, batch: int | None, output: str) -> Any:
+        """As a call, `batch` pictures at most at once."""
+        rounds = self.plan.parts(batch, len(self.devices) if self.devices is not None else len(jax.devices()))
+        done = [self.part(picked)(output)[:wanted] for picked, wanted in rounds]
+        return jnp.concatenate(done) if output == "latents" else np.concatenate(done)
 
     def __call__(self, output: str) -> Any:
         """The pictures uint8 [B, H, W, 3], or their latents."""
@@ -182,7 +197,13 @@ class _Job:
         return x
 
 
-def _checked(controls: Any) -> tuple[Control, ...]:
+def check_model(what: str, model: Any) -> None:
+    """Raises SfumatoError for what is no model."""
+    if not isinstance(model, Model):
+        raise SfumatoError(f"{what} takes a model as sfumato.load returns it, not a {type(model).__name__}.")
+
+
+def checked_controls(controls: Any) -> tuple[Control, ...]:
     """The controls, plain guidance for None. Raises SfumatoError for what is none."""
     if controls is None:
         return (CFG(),)
@@ -207,7 +228,7 @@ def _share(start: Any, stop: Any, latents: Any, image: Any) -> tuple[float, floa
     return start, stop
 
 
-def _check(output: Any, batch: Any, devices: Any) -> None:
+def check_choices(output: Any, batch: Any, devices: Any) -> None:
     """Raises SfumatoError for what these arguments do not take."""
     if output not in ("images", "latents"):
         raise SfumatoError(f"output is 'images' or 'latents', not {output!r}.")

@@ -23,7 +23,6 @@ from sfumato.types import Conditioning
 from oracle import assert_close
 from pipelines import small, small_net
 from runs import Pair, noise
-from test_laws import compiled  # noqa: F401  a fixture
 
 BLOCK = "down_blocks.0.attentions.0.transformer_blocks.0"
 UNET = (
@@ -137,7 +136,7 @@ def test_live_is_merged_and_strength_0_is_absent(kind, models):
 
 
 @pytest.mark.slow
-def test_changing_strengths_compiles_nothing(models, compiled):  # noqa: F811
+def test_changing_strengths_compiles_nothing(models, compiled):
     model, lora, other = models("sdxl"), lora_of(models("sdxl"), "LoRA"), lora_of(models("sdxl"), "LoKr", 1)
 
     def run(lora: Lora, *strengths: float) -> np.ndarray:

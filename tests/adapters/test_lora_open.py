@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from loras import draw, kohya, peft, write
 from sfumato.adapters.lora_file import load_lora
 from sfumato.adapters.lora_open import open_lora, scaling, settings
 from sfumato.errors import FileError
 from sfumato.io.tensors import open_tensors
+
+from loras import draw, kohya, peft, write
 
 
 @pytest.fixture

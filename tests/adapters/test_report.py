@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 
 import sfumato
-from loras import draw, kohya, write
 from sfumato.adapters.lora_file import load_lora
 from sfumato.adapters.report import SHOWN, Matched, Report, Unmatched
 from sfumato.io.family import Family
+
+from loras import draw, kohya, write
 
 SPELLED = "down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_"
 PATH = "down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_"

@@ -12,21 +12,14 @@ import numpy as np
 import pytest
 from safetensors import safe_open
 
-import loras
-from loras import ATTENTION, EVERYWHERE, Layer, draw
 from sfumato.adapters.delta import Delta, Full, LoHa, LoKr, LowRank
 from sfumato.adapters.lora import Lora
 from sfumato.adapters.lora_file import load_lora
 from sfumato.adapters.save_lora import FOLDER_NAME, save_lora, scaled
 from sfumato.errors import SfumatoError
 
-RNG = np.random.default_rng(11)
-BLOCK = "down_blocks.0.attentions.0.transformer_blocks.0"
-QUERY, CONV, NORM = f"{BLOCK}.attn1.to_q", "down_blocks.0.resnets.0.conv1", f"{BLOCK}.norm1"
-
-
-def some(*shape: int) -> np.ndarray:
-    return RNG.standard_normal(shape).astype(np.float32)
+import loras
+from loras import ATTENTION, BLOCK, CONV, EVERYWHERE, NORM, QUERY, Layer, draw, some
 
 
 def lora_of(layers: list[Layer], dtype: Any = np.float32) -> Lora:

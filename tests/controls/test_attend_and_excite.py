@@ -19,8 +19,8 @@ from sfumato.models.layers import abstract
 from sfumato.models.unet import UNet
 from sfumato.samplers.base import make_table
 from sfumato.types import Conditioning, Prediction
-from test_laws import EXECUTIONS, counted
 
+from drive import EXECUTIONS, counted
 from oracle import to_torch
 from pipelines import small, small_net
 from published import UNETS

@@ -20,8 +20,8 @@ from sfumato.sample import sample
 from sfumato.samplers import DDIM
 from sfumato.schedule import to_eps, to_x0
 from sfumato.types import pytree
-from test_laws import EXECUTIONS, counted, in_float64, prepared, widened
 
+from drive import EXECUTIONS, counted, in_float64, prepared, widened
 from oracle import assert_close, to_torch
 from pipelines import small
 from runs import NEGATIVE, STEPS, noise

@@ -170,7 +170,7 @@ def _check(report: Report, finding: LoraFinding, model: Model | ControlNet | Non
     """Raises FileError or MismatchError if there is anything that does not fit, or with `partial` nothing that does."""
     family = model.family if isinstance(model, Model) else family_of_config(model.config) if model else None
     apart = family is not None and report.family is not None and family is not report.family
-    # Shapes can fit nevertheless: those of text encoders that families share, and all but the context of SD 1.x and 2.x.
+    # Shapes can fit nevertheless: families share text encoders, and SD 1.x and 2.x differ by little but the context.
     wrong = apart and {family, report.family} != XL and any(layer.component in UNETS for layer in report.matched)
     if report.matched and (partial or not (report.unmatched or wrong)):
         return

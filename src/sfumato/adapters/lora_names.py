@@ -38,6 +38,9 @@ PREFIXES: tuple[tuple[re.Pattern[str], str | None], ...] = tuple((re.compile(pat
 BEYOND = re.compile(r"(up_blocks|output_blocks|conv_norm_out|conv_out|out_[02])(_|$)")
 """Layers of a UNet that a ControlNet does not have, in either numbering."""
 
+LONGEST = 200
+"""Letters of names for which a similar one is looked up."""
+
 OLD_TEXT = {"q_proj": "to_q", "k_proj": "to_k", "v_proj": "to_v", "out_proj": "to_out"}
 """What early diffusers called the projections of text encoders."""
 
@@ -159,6 +162,8 @@ def is_beyond(name: str, components: Mapping[str, Layers]) -> bool:
 def nearest(name: str, components: Mapping[str, Layers]) -> str | None:
     """The layer whose name is most like one that was not found, with its component."""
     component, rest = split_name(name)
+    if len(rest) > LONGEST:
+        return None
     places = [component] if component is not None and component in components else list(components)
     table = {known: f"{place}.{path}" for place in places for known, path in components[place].names.items()}
     rest = re.sub(r"^((lora_)?(unet|te\d?)_)+", "", rest)  # a prefix that is there twice

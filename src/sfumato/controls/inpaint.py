@@ -1,4 +1,4 @@
-"""Inpainting, for models of 4 and of 9 input channels."""
+"""Inpainting, for models of 9 input channels and for all others."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Inpaint(Control):
     """Repaints a picture where `mask` is white, and gives it back exactly where the mask is black.
 
     `image` is one picture for all or a list with one for each, `mask` a picture of the size of `image`. Models of 9
-    channels see mask and masked picture; for models of 4 the known part is put back, at the right noise, after every
+    channels see mask and masked picture; for all others the known part is put back, at the right noise, after every
     step (arXiv:2201.09865, eq. 8, without resampling; arXiv:2112.10752, section 4.5).
     """
 
@@ -32,14 +32,10 @@ class Inpaint(Control):
 
     def prepare(self, request: Request) -> Control:
         channels, latents = request.model.unet.config.in_channels, request.noise.shape[-1]
-        if channels not in (latents, 2 * latents + 1):
-            raise SfumatoError(
-                f"Inpaint needs a model of {latents} or {2 * latents + 1} input channels, and this one has {channels}."
-            )
         image, mask = self._arrays(request.batch, request.size)
         height, width = request.noise.shape[1:3]
         small = nearest(jnp.asarray(mask), (height, width))
-        if channels == latents:
+        if channels != 2 * latents + 1:
             return KnownPart(request.encode_image(image), small, request.noise)
         masked = request.encode_image(image * (mask < 0.5))
         return Channels(jnp.concatenate([small, masked], axis=-1))

@@ -29,8 +29,8 @@ class Pix2PixZero(Control):
     The run's prompt describes the picture before the edit, and its latents are seeded ones or those that
     `sfumato.invert` found for a real picture. The direction mean(targets) - mean(sources) of the text features is added
     to those of the prompt (arXiv:2302.03027, section 3.2), of the token features alone: SDXL's pooled ones stay. Beside
-    the run goes another one from the same latents, without the direction and with no more than plain guidance, and in
-    every row x moves by -`amount` dL/dx, with L the squared distance of the cross-attention maps of the two (section
+    the run goes another one from the same latents, without the direction and with no other controls than CFG and what
+    tells the network more (ControlNet), and in every row x moves by -`amount` dL/dx, with L the squared distance of the cross-attention maps of the two (section
     3.3): summed over layers, pixels and tokens, averaged over heads and over the branches "cond" and "uncond". 0 is
     without, 0.1 is the authors' strength; a model that predicts v takes a tenth of that.
 

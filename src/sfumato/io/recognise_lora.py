@@ -44,8 +44,9 @@ DOUBLED = re.compile(r"(lora_unet_unet_|lora_unet_lora_unet_|lora_te_te_|lora_te
 OTHERS: tuple[tuple[str, str], ...] = (
     ("FLUX", r"(single_transformer_blocks|double_blocks|single_blocks)[._]"),
     ("Stable Diffusion 3", r"joint_blocks[._]|^transformer\.transformer_blocks\."),
-    ("a transformer model", r"^(transformer|diffusion_model)\.|^lora_(unet_)?(transformer|blocks)[._]"),
-)
+    ("a transformer model", r"^(transformer|diffusion_model(?!\.(input|middle|output)_block))\.|"
+                            r"^lora_(unet_)?(transformer|blocks)[._]"),
+)  # fmt: skip
 """Models of other families, by their layers."""
 
 

@@ -32,6 +32,11 @@ def unchanged(probabilities: Map) -> Map:
     return probabilities
 
 
+def identity(probabilities: Map) -> Map:
+    """The tap of a self-attention layer that makes every position attend to itself alone."""
+    return jnp.broadcast_to(jnp.eye(probabilities.shape[-1], dtype=probabilities.dtype), probabilities.shape)
+
+
 def as_taps(paths: Taps | Collection[str]) -> Taps:
     """Taps that only look for mere paths."""
     return paths if isinstance(paths, Mapping) else dict.fromkeys(paths, unchanged)
@@ -72,7 +77,8 @@ class Attention(nnx.Module):
         q, k, v = (self._split(y) for y in (self.to_q(x), self.to_k(context), self.to_v(context)))
         if tap:
             probabilities = kernels.attention_map(q, k)
-            out = kernels.weigh(tap(probabilities), v)
+            # The identity gives the values as they are, and of large maps it would take gigabytes.
+            out = v if tap is identity else kernels.weigh(tap(probabilities), v)
         else:
             probabilities, out = None, kernels.attention(q, k, v)
         return self.to_out[0](out.reshape(x.shape)), probabilities

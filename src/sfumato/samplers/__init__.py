@@ -27,6 +27,7 @@ from sfumato.samplers.heun import Heun
 from sfumato.samplers.lcm import LCM
 from sfumato.samplers.lms import LMS
 from sfumato.samplers.pndm import PNDM
+from sfumato.samplers.regularised_inverse import RegularisedInverse
 from sfumato.samplers.sigmas import KINDS
 from sfumato.samplers.tcd import TCD
 from sfumato.samplers.unipc import UniPC
@@ -35,7 +36,7 @@ from sfumato.schedule import Schedule
 __all__ = [
     "DDIM", "DDPM", "DEIS", "DPM2", "LCM", "LMS", "PNDM", "SAMPLERS", "TCD", "DDIMInverse", "DPM2Ancestral",
     "DPMSinglestep", "DPMpp2M", "DPMpp2MSDE", "DPMpp2SAncestral", "DPMppSDE", "Euler", "EulerAncestral", "Heun",
-    "Sampler", "Table", "UniPC", "sampler",
+    "RegularisedInverse", "Sampler", "Table", "UniPC", "sampler",
 ]  # fmt: skip
 
 NAMES: Mapping[str, type[Sampler]] = {
