@@ -75,7 +75,7 @@ def test_outside_of_its_window_it_costs_nothing(row, kind, models):
 def test_the_order_of_controls_does_not_matter(kind, models):
     """All of the table at once, and backwards, so that every two of them change places: but for those that move the
     latents by gradients, each of which sees what the one before it has made of them."""
-    rows = [row for row in TABLE if kind in row.kinds]
+    rows = [row for row in TABLE if kind in row.kinds and row.name != "two ControlNets"]  # there are two without it
     controls = {repr(row.make): row.make(kind, 0, ALL) for row in rows if row.beside is nothing}
     controls |= {row.name: row.make(kind, 0, ALL) for row in rows if row.beside is not nothing}
     controls = [each for group in controls.values() for each in group] + list(cfg(kind, 1))

@@ -24,6 +24,16 @@ class Edit(Control):
 
 
 @pytree
+class Taker(Control):
+    """Another prompt."""
+
+    text: float = 2.0
+
+    def branches(self, base):
+        return {"cond": Conditioning(jnp.full((1, 2, 3), self.text))}
+
+
+@pytree
 class Depth(Control):
     sets_channels = True
 
@@ -42,13 +52,19 @@ def test_a_branch_of_the_run_may_be_shared():
     assert list(all_branches((CFG(2.0), CFG(3.0)), BASE)) == ["cond", "uncond"]
 
 
+def test_one_control_may_take_the_place_of_the_prompt():
+    branches = all_branches((CFG(), Taker()), BASE)
+    assert list(branches) == ["cond", "uncond"]
+    assert branches["cond"].context[0, 0, 0] == 2.0
+
+
 @pytest.mark.parametrize(
     ("controls", "sentence"),
     [
         ((Edit(), Edit(3.0)), r"Edit and Edit both have a branch 'edit'\."),
         ((type("Other", (Edit,), {})(), CFG(), Edit()), r"Edit and Other both have a branch 'edit'\."),
-        ((type("Taker", (Control,), {"branches": lambda self, base: {"cond": base["uncond"]}})(),),
-         r"Taker and the prompt both have a branch 'cond'\."),
+        ((Taker(), Taker(3.0)),
+         r"Taker and Taker both have a branch 'cond'\."),
     ],
 )  # fmt: skip
 def test_two_branches_of_one_name(controls, sentence):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses as dc
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -62,6 +62,8 @@ def _plain(value: Any) -> Any:
         return {field.name: _plain(getattr(value, field.name)) for field in dc.fields(value)}
     if isinstance(value, np.ndarray | jax.Array) and np.ndim(value) == 0:
         return float(value)
+    if isinstance(value, Mapping):
+        return {str(key): _plain(one) for key, one in value.items()}
     if isinstance(value, list | tuple) and len(value) < 20:
         return [_plain(one) for one in value]
     return type(value).__name__

@@ -141,10 +141,10 @@ def all_branches(controls: Sequence[Control], base: Mapping[str, Conditioning]) 
 
     Two controls may share a branch of `base`. Raises SfumatoError for two different branches of one name.
     """
-    branches, owners = {COND: base[COND]}, {COND: "the prompt"}
+    branches, owners = {COND: base[COND]}, {}
     for control in controls:
         for name, cond in control.branches(base).items():
-            if name in branches and branches[name] is not cond:
+            if name in owners and branches[name] is not cond:
                 raise SfumatoError(f"{type(control).__name__} and {owners[name]} both have a branch {name!r}.")
             branches[name] = cond
             owners.setdefault(name, type(control).__name__)

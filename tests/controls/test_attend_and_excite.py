@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 
 from sfumato import CFG, AttendAndExcite, ControlNet, Inpaint, SfumatoError, Window, generate
-from sfumato.controls.attend_and_excite import Excitement, layers_near, smoothed
+from sfumato.controls.attend_and_excite import DEVIATION, RADIUS, Excitement, layers_near
 from sfumato.controls.base import Env, Request
+from sfumato.controls.blur import blurred
 from sfumato.models.config import UNetConfig, from_dict
 from sfumato.models.layers import abstract
 from sfumato.models.unet import UNet
@@ -225,7 +226,7 @@ def test_a_picture_without_words_stays():
 
 @pytest.mark.parametrize("size", [(5, 7), (1, 4), (2, 1), (1, 1)])
 def test_the_gaussian_keeps_what_is_even(size):
-    np.testing.assert_allclose(smoothed(jnp.full((1, *size, 3), 0.7)), 0.7, rtol=1e-6)
+    np.testing.assert_allclose(blurred(jnp.full((1, *size, 3), 0.7), RADIUS, DEVIATION), 0.7, rtol=1e-6)
 
 
 # ---- Words, layers and what does not fit

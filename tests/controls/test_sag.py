@@ -12,7 +12,8 @@ import pytest
 import sfumato
 from sfumato import CFG, SAG, SfumatoError, Window
 from sfumato.controls.base import Env
-from sfumato.controls.sag import MIDDLE, attended, blurred
+from sfumato.controls.blur import blurred
+from sfumato.controls.sag import DEVIATION, MIDDLE, RADIUS, attended
 from sfumato.models.config import UNetConfig, from_dict
 from sfumato.models.layers import abstract
 from sfumato.models.unet import UNet
@@ -153,17 +154,19 @@ def test_the_blur_is_that_of_the_reference(size):
     with jax.enable_x64(True):
         x = np.random.default_rng(0).standard_normal((2, *size, 4))
         want = gaussian_blur_2d(to_torch(x), kernel_size=9, sigma=1.0).numpy()
-        assert_close(blurred(jnp.asarray(x)), np.moveaxis(want, 1, -1), 1e-7)  # its kernel is of single precision
+        assert_close(
+            blurred(jnp.asarray(x), RADIUS, DEVIATION), np.moveaxis(want, 1, -1), 1e-7
+        )  # its kernel is of single precision
 
 
 @pytest.mark.parametrize("size", [(1, 1), (2, 1), (3, 4), (1, 6), (5, 3), (8, 6)])
 def test_the_blur_is_a_mean_for_latents_of_any_size(size):
-    assert np.allclose(blurred(jnp.full((1, *size, 2), 3.0)), 3.0, atol=1e-5)
+    assert np.allclose(blurred(jnp.full((1, *size, 2), 3.0), RADIUS, DEVIATION), 3.0, atol=1e-5)
     x = jnp.asarray(noise((2, *size, 4)))
-    once = blurred(x)
+    once = blurred(x, RADIUS, DEVIATION)
     assert once.shape == x.shape
     assert (jnp.abs(once).max((1, 2)) <= jnp.abs(x).max((1, 2)) + 1e-6).all()
-    np.testing.assert_allclose(blurred(x[:, ::-1]), once[:, ::-1], atol=1e-5)
+    np.testing.assert_allclose(blurred(x[:, ::-1], RADIUS, DEVIATION), once[:, ::-1], atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -233,7 +236,7 @@ def test_equation_16_whatever_the_network_predicts(prediction, branches):
         x, seen = xs[branch], jnp.tanh(xs[branch] @ mixing)
         clean = (x - sigma * seen) / alpha
         looked_at = (maps.mean(1).sum(1) > 1).reshape(2, 6, 4, 1)
-        degraded = alpha * jnp.where(looked_at, blurred(clean), clean) + sigma * seen
+        degraded = alpha * jnp.where(looked_at, blurred(clean, RADIUS, DEVIATION), clean) + sigma * seen
         again = jnp.tanh(degraded @ mixing)
         want = again + (1 + scale) * (seen - again)
         assert_close(eps(preds[branch].eps + got, x), want, 1e-12)

@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from sfumato.controls.base import COND, Control, Env, Latents, Request, State
+from sfumato.controls.blur import blurred
 from sfumato.controls.check import finite, number
 from sfumato.errors import SfumatoError
 from sfumato.io.family import Family
@@ -27,8 +28,8 @@ LEVEL = 2
 SHARPNESS = 100
 """What maps are multiplied by before the softmax over tokens."""
 
-SIDE = math.exp(-1) / (1 + 2 * math.exp(-1))
-"""The weight of a neighbour in a row of the Gaussian of 3 x 3."""
+RADIUS, DEVIATION = 1, math.sqrt(0.5)
+"""The Gaussian that maps are smoothed by."""
 
 
 @dc.dataclass(frozen=True)
@@ -175,20 +176,8 @@ class Excitement(Control):
         mean = jnp.stack([each.mean(1) for each in maps.values()]).mean(0)
         lowest = jnp.finfo(mean.dtype).min
         shares = jax.nn.softmax(jnp.where(self.text[:, None], SHARPNESS * mean, lowest), axis=-1)
-        peaks = smoothed(shares.reshape(-1, *size, shares.shape[-1])).max((1, 2))
+        peaks = blurred(shares.reshape(-1, *size, shares.shape[-1]), RADIUS, DEVIATION).max((1, 2))
         return jnp.where(self.words, 1 - peaks, 0).max(1)
-
-
-def smoothed(maps: Float[Array, "B H W L"]) -> Float[Array, "B H W L"]:
-    """Maps under the Gaussian of 3 x 3, reflected at their borders."""
-    for axis in (1, 2):
-        around = [(int(each == axis),) * 2 for each in range(4)]
-        before, _, after = (
-            jax.lax.slice_in_dim(jnp.pad(maps, around, mode="reflect"), at, at + maps.shape[axis], axis=axis)
-            for at in range(3)
-        )
-        maps = (1 - 2 * SIDE) * maps + SIDE * (before + after)
-    return maps
 
 
 def layers_near(unet: UNet, level: int) -> tuple[int, tuple[str, ...]]:

@@ -120,7 +120,10 @@ class Control:
         return ()
 
     def branches(self, base: Mapping[str, Conditioning]) -> dict[str, Conditioning]:
-        """Further rows of the network's batch that it needs, by name; `base` has "cond" and "uncond"."""
+        """Further rows of the network's batch that it needs, by name; `base` has "cond" and "uncond".
+
+        One control of a run may put another "cond" in the place of the prompt's.
+        """
         return {}
 
     def condition(

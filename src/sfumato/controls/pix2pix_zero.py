@@ -28,11 +28,13 @@ class Pix2PixZero(Control):
 
     The run's prompt describes the picture before the edit, and its latents are seeded ones or those that
     `sfumato.invert` found for a real picture. The direction mean(targets) - mean(sources) of the text features is added
-    to those of the prompt (arXiv:2302.03027, section 3.2), of the token features alone: SDXL's pooled ones stay. Beside
-    the run goes another one from the same latents, without the direction and with no other controls than CFG and what
-    tells the network more (ControlNet), and in every row x moves by -`amount` dL/dx, with L the squared distance of the cross-attention maps of the two (section
-    3.3): summed over layers, pixels and tokens, averaged over heads and over the branches "cond" and "uncond". 0 is
-    without, 0.1 is the authors' strength; a model that predicts v takes a tenth of that.
+    to those of the prompt (arXiv:2302.03027, section 3.2), of the token features alone: SDXL's pooled ones stay.
+
+    Beside the run goes another one from the same latents, without the direction and with no other controls than CFG
+    and those that show the network something (ControlNet). In every row x moves by -`amount` dL/dx, where L is the
+    squared distance between the cross-attention maps of the two (section 3.3), summed over layers, pixels and tokens,
+    averaged over heads and over the branches "cond" and "uncond". 0 is without, 0.1 is the authors' strength; a model
+    that predicts v takes a tenth of that.
 
     Outside of `window` the direction stays, and the maps are free. After it the other run stops, and costs nothing.
 
@@ -78,14 +80,8 @@ class Following(Control):
         return x, memory
 
     def branches(self, base: Mapping[str, Conditioning]) -> dict[str, Conditioning]:
-        return {SOURCE: base[COND]}
-
-    def condition(
-        self, conds: dict[str, Conditioning], xs: Mapping[str, Latents], step: Step
-    ) -> dict[str, Conditioning]:
-        if COND not in conds:
-            return conds
-        return conds | {COND: dc.replace(conds[COND], context=conds[COND].context + self.direction)}
+        edited = dc.replace(base[COND], context=base[COND].context + self.direction)
+        return {SOURCE: base[COND], COND: edited}
 
     def steer(self, env: Env, xs: dict[str, Latents], step: Step, state: State) -> tuple[dict[str, Latents], State]:
         # The branches that move, and those of the other run whose maps they shall keep.

@@ -5,11 +5,10 @@ from __future__ import annotations
 import dataclasses as dc
 from collections.abc import Mapping
 
-import jax.numpy as jnp
-import numpy as np
-from jaxtyping import Array, Float, Float64
+from jaxtyping import Array, Float
 
 from sfumato.controls.base import COND, UNCOND, Control, Env, Latents, Request, State, gate
+from sfumato.controls.blur import blurred
 from sfumato.controls.check import number, window
 from sfumato.errors import SfumatoError
 from sfumato.models.blocks import nearest
@@ -58,7 +57,7 @@ class SAG(Control):
         def on() -> Latents:
             x0, eps = env.x0(out, x), env.eps(out, x)
             mask = attended(preds[branch].taps[MIDDLE], (x.shape[1], x.shape[2]))
-            degraded = (1 - mask) * x0 + mask * blurred(x0)
+            degraded = (1 - mask) * x0 + mask * blurred(x0, RADIUS, DEVIATION)
             noised = step.alpha * degraded + step.sigma * eps
             return self.scale * (env.output(degraded, eps) - env.evaluate({branch: noised})[branch].eps)
 
@@ -73,17 +72,3 @@ def attended(probabilities: Float[Array, "B N K K"], size: tuple[int, int]) -> F
         rows, columns = -(-rows // 2), -(-columns // 2)
     mask = (attention > THRESHOLD).astype(probabilities.dtype)
     return nearest(mask.reshape(-1, rows, columns, 1), size)
-
-
-def blurred(x: Float[Array, "B H W C"]) -> Float[Array, "B H W C"]:
-    """`x` under the Gaussian, reflected at its borders."""
-    rows, columns = (jnp.asarray(gaussian(length), x.dtype) for length in x.shape[1:3])
-    return jnp.einsum("ih,jw,bhwc->bijc", rows, columns, x, precision="highest")
-
-
-def gaussian(length: int) -> Float64[np.ndarray, "L L"]:
-    """The matrix that blurs a row of pixels. A row shorter than the Gaussian is reflected more than once."""
-    weights = np.exp(-0.5 * (np.arange(-RADIUS, RADIUS + 1) / DEVIATION) ** 2)
-    reflected = np.pad(np.eye(length), ((RADIUS, RADIUS), (0, 0)), mode="reflect")
-    shifted = [weight * reflected[i : i + length] for i, weight in enumerate(weights)]
-    return np.sum(shifted, axis=0) / weights.sum()

@@ -53,7 +53,9 @@ class DownBlock(Level):
         if config.down_block_types[level] == "CrossAttnDownBlock2D":
             self.attentions = nnx.List([transformer(config, level, rngs) for _ in layers])
         if level < len(channels) - 1:
-            self.downsamplers = nnx.List([Downsample(width, padding=config.downsample_padding, rngs=rngs)])
+            # As in the autoencoder, no padding means padding below and to the right.
+            padding = config.downsample_padding or ((0, 1), (0, 1))
+            self.downsamplers = nnx.List([Downsample(width, padding=padding, rngs=rngs)])
 
     def __call__(
         self, x: Float[Array, "B H W C"], emb: Float[Array, "B M"], context: Float[Array, "B L D"],
