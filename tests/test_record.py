@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 import sfumato
+from sfumato.adapters.delta import Full
 from sfumato.io.picture_metadata import to_parameters
 from sfumato.record import sampler_name
 from sfumato.samplers import SAMPLERS, Euler
@@ -26,6 +28,14 @@ def test_every_picture_has_its_own_seed_and_the_settings_of_all(made):
     assert facts["family"] == "sd1"
     assert facts["controls"] == [{"name": "CFG", "scale": 5.0, "rescale": 0.5, "window": {"start": 0.0, "stop": 1.0}}]
     assert facts["versions"]["sfumato"] == sfumato.__version__
+
+
+def test_adapters_are_told(loaded):
+    lora = sfumato.Lora({"unet": {"conv_out": Full(np.zeros((4, 32, 3, 3), np.float32))}})
+    word = sfumato.Embedding("<stripes>", {"text_encoder": np.ones(24, np.float32)})
+    model = word.apply(lora.apply(loaded("sd1"), 0.5))
+    (picture,) = sfumato.generate(model, "<stripes>", steps=1, size=(16, 16))
+    assert picture.metadata["adapters"] == ["LoRA (0.5)", "word <stripes> (1)"]
 
 
 def test_other_tools_read_it(made):

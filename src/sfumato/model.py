@@ -37,6 +37,8 @@ class Model:
     """Where the model came from: a path, a hub id."""
     options: Mapping[str, Any] = dc.field(default_factory=dict)
     """Further settings of the checkpoint's `model_index.json`, such as `force_zeros_for_empty_prompt`."""
+    adapters: tuple[str, ...] = ()
+    """What was applied to it since, for the metadata of pictures: LoRAs with their strengths, words."""
 
     @property
     def dtype(self) -> str:

@@ -34,6 +34,7 @@ def record(
         shared["clip_skip"] = clip_skip
     common = {
         "model": model.name,
+        **({"adapters": list(model.adapters)} if model.adapters else {}),
         "family": str(model.family),
         "controls": [describe(control) for control in controls],
         "versions": {"sfumato": __version__, "jax": jax.__version__},

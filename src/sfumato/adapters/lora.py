@@ -67,7 +67,14 @@ class Lora:
             done[component] = _on(networks[component], deltas, _strength(strength if own is None else own), live)
         if isinstance(model, ControlNet):
             return done["controlnet"]
-        return dc.replace(model, unet=done.pop("unet"), text_encoders=done)
+        applied = (*model.adapters, self._said(strength, unet, text))
+        return dc.replace(model, unet=done.pop("unet"), text_encoders=done, adapters=applied)
+
+    def _said(self, strength: Any, unet: Any, text: Any) -> str:
+        """How it is named in the metadata of pictures."""
+        name = self.report.path.name if self.report is not None else "LoRA"
+        given = [value for value in (strength, unet, text) if value is not None and not isinstance(value, Tracer)]
+        return f"{name} ({', '.join(f'{float(value):g}' for value in given)})"
 
     def _layers(self, model: Any) -> Mapping[str, Deltas]:
         """What is meant for such a model."""

@@ -80,7 +80,10 @@ class Embedding:
             tokenizer = tokenizers[tokenizer_name(name)]
             tokenizers[tokenizer_name(name)] = _place(tokenizer, self.token, len(vectors))
             encoders[name] = _longer(encoders[name], tokenizer, vectors * np.float32(strength))
-        return dc.replace(model, text_encoders=encoders, tokenizers=tokenizers) if strength else model
+        if not strength:
+            return model
+        applied = (*model.adapters, f"word {self.token} ({strength:g})")
+        return dc.replace(model, text_encoders=encoders, tokenizers=tokenizers, adapters=applied)
 
     def _fitting(self, model: Model) -> dict[str, Float[np.ndarray, "n D"]]:
         """The vectors for each text encoder of `model`. Raises MismatchError if they are of other widths or numbers."""

@@ -11,6 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
+from sfumato.cli.adapters import EmbeddingOption, LoraOption, adapted, parse_lora
 from sfumato.errors import SfumatoError
 
 INTERRUPTED = 130
@@ -34,6 +35,8 @@ def generate(
     model: Annotated[str, typer.Option("-m", "--model", help="A folder, a single-file checkpoint or a hub id.")],
     negative: Annotated[str | None, typer.Option(help="What not to draw.")] = None,
     control: Annotated[list[str] | None, ControlOption] = None,
+    lora: Annotated[list[str] | None, LoraOption] = None,
+    embedding: Annotated[list[str] | None, EmbeddingOption] = None,
     image: Annotated[Path | None, typer.Option(help="Start from this picture; with --mask, repaint it there.")] = None,
     strength: Annotated[float | None, typer.Option(help="How much to change --image, 0 to 1 (0.8).")] = None,
     mask: Annotated[Path | None, typer.Option(help="White is repainted, black stays.")] = None,
@@ -56,6 +59,7 @@ def generate(
     """Make pictures: `sfumato generate "a red fox" -m MODEL -o fox.png`."""
     try:
         controls = [_control(text) for text in control or ()]
+        adapters = [parse_lora(text) for text in lora or ()], list(embedding or ())
         _check(out, sampler, seed, count, steps, batch, guidance, rescale, image, strength, mask, grid)
         settings: dict[str, Any] = {
             "negative": negative, "sampler": sampler, "steps": steps, "size": _size(size), "count": count,
@@ -64,7 +68,7 @@ def generate(
         if image is not None and mask is None:
             settings |= {"image": image, "strength": 0.8 if strength is None else strength}
         _run(prompt, model, controls, (image, mask) if image and mask else None, (guidance, rescale), settings,
-             {"dtype": dtype, "vae": vae}, out, grid, json, quiet)  # fmt: skip
+             {"dtype": dtype, "vae": vae}, adapters, out, grid, json, quiet)  # fmt: skip
     except KeyboardInterrupt:
         typer.echo("sfumato: Interrupted.", err=True)
         raise typer.Exit(INTERRUPTED) from None
@@ -72,7 +76,8 @@ def generate(
 
 def _run(
     prompt: str, source: str, nets: list[_Control], inpaint: tuple[Path, Path] | None, guidance: tuple[float, float],
-    settings: dict[str, Any], how: dict[str, Any], out: Path, grid: bool, json: bool, quiet: bool,
+    settings: dict[str, Any], how: dict[str, Any], adapters: tuple[list[tuple[str, float]], list[str]], out: Path,
+    grid: bool, json: bool, quiet: bool,
 ) -> None:  # fmt: skip
     """Loads, makes, writes and tells."""
     from json import dumps
@@ -83,7 +88,7 @@ def _run(
     rounds = math.ceil(settings["count"] / (settings["batch"] or settings["count"]))
     watch = Watch(rounds, quiet=quiet or json)
     watch.loading(source)
-    model = sfumato.load(source, **how)
+    model = adapted(sfumato.load(source, **how), *adapters)
     controls: list[Any] = [] if guidance[0] == 1 else [sfumato.CFG(*guidance)]
     if inpaint is not None:
         controls.append(sfumato.Inpaint(*inpaint))
