@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import sys
 
 import pytest
 from jaxtyping import config, install_import_hook
@@ -58,6 +59,14 @@ def models(loaded):
     from pipelines import small
 
     return functools.cache(lambda kind: small(kind, loaded(kind)))
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _forget_programs():
+    """What a file has compiled goes with it: thousands of programs take gigabytes, and in the end XLA crashes."""
+    yield
+    if "jax" in sys.modules:
+        sys.modules["jax"].clear_caches()
 
 
 @pytest.fixture
