@@ -128,7 +128,7 @@ def test_what_is_outside_of_the_mask_comes_back_beside_everything(kind, runs):
     assert np.any(made[:, 8:] != known[:, 8:])
 
 
-@pytest.mark.parametrize("pair", REFUSED, ids=" and ".join)
+@pytest.mark.parametrize("pair", REFUSED, ids=lambda pair: " and ".join(sorted(pair)))
 def test_pairs_that_make_no_sense_are_refused_with_both_names(pair, models):
     kind, named, _ = REFUSED[pair]
     picked = [technique for technique in TECHNIQUES if technique.name in pair]
