@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from sfumato.adapters.lora import Lora
     from sfumato.adapters.lora_file import load_lora
     from sfumato.adapters.save_lora import save_lora
-    from sfumato.adapters.textual_inversion import Embedding, load_embedding
+    from sfumato.adapters.textual_inversion import Embedding, load_embedding, save_embedding
     from sfumato.annotators import annotate, annotators
     from sfumato.controls import (
         CFG,
@@ -48,7 +48,7 @@ _HOMES = {
     "adapters.lora": ("Lora",),
     "adapters.lora_file": ("load_lora",),
     "adapters.save_lora": ("save_lora",),
-    "adapters.textual_inversion": ("Embedding", "load_embedding"),
+    "adapters.textual_inversion": ("Embedding", "load_embedding", "save_embedding"),
     "annotators": ("annotate", "annotators"),
     "controls": (
         "CFG", "PAG", "SAG", "SEGA", "AttendAndExcite", "Control", "ControlNet", "Depth", "Edit", "Inpaint",
@@ -72,7 +72,7 @@ __all__ = [
     "Edit", "Embedding", "FileError", "Images", "Inpaint", "InstructPix2Pix", "Lora", "MismatchError", "Model",
     "Picture", "Pix2PixZero", "Prediction", "Residuals", "Schedule", "SfumatoError", "Window", "__version__",
     "annotate", "annotators", "generate", "inspect", "invert", "load", "load_controlnet", "load_embedding",
-    "load_lora", "save", "save_lora",
+    "load_lora", "save", "save_embedding", "save_lora",
 ]  # fmt: skip
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 import sfumato
-from sfumato.adapters.textual_inversion import Embedding, load_embedding
+from sfumato.adapters.textual_inversion import Embedding, load_embedding, save_embedding
 from sfumato.errors import FileError, MismatchError, SfumatoError
 from sfumato.model import Model
 from sfumato.text.prompt import encode_prompt, tokenize_prompt
@@ -148,6 +148,30 @@ def test_files_of_other_things(content, message, tmp_path):
 def test_files_that_are_not_there(tmp_path):
     with pytest.raises(FileError, match="does not exist"):
         load_embedding(tmp_path / "a.bin")
+
+
+@pytest.mark.parametrize("kind", WIDTHS)
+def test_what_is_saved_loads_back(kind, tmp_path):
+    cat = embedding(kind)
+    again = load_embedding(save_embedding(cat, tmp_path))
+    assert again.token == cat.token
+    vectors = dict(again.vectors)
+    if kind == "sdxl-refiner":  # a lone set of vectors is for any text encoder
+        vectors = {TWO: vectors[ONE]}
+    assert vectors.keys() == cat.vectors.keys()
+    for name, want in cat.vectors.items():
+        np.testing.assert_array_equal(vectors[name], want)
+
+
+def test_saving_keeps_what_is_there(tmp_path):
+    cat = embedding("sd1")
+    file = save_embedding(cat, tmp_path)
+    assert file == tmp_path / "learned_embeds.safetensors"
+    with pytest.raises(SfumatoError, match="there already"):
+        save_embedding(cat, file)
+    assert save_embedding(cat, file, overwrite=True) == file
+    with pytest.raises(SfumatoError, match="safetensors"):
+        save_embedding(cat, tmp_path / "a.bin")
 
 
 @pytest.mark.skipif(not REAL.exists(), reason="the folder of real files, shared/real beside the repository, is absent")

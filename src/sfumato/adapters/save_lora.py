@@ -56,7 +56,7 @@ def save_lora(lora: Lora, file: str | Path, format: str = "kohya", *, overwrite:
     metadata = {"format": "pt"}
     if format == "kohya" and family:
         metadata |= {"ss_network_module": "networks.lora", "ss_base_model_version": BASE[family]}
-    _write(tensors, file, metadata)
+    write_tensors(tensors, file, metadata)
     return file
 
 
@@ -169,8 +169,8 @@ def scaled(array: Any, factor: float) -> np.ndarray:
     return narrow if np.array_equal(narrow.astype(np.float32), product) else product
 
 
-def _write(tensors: Tensors, file: Path, metadata: dict[str, str]) -> None:
-    """Writes beside the place first, so that no half file is ever there."""
+def write_tensors(tensors: Tensors, file: Path, metadata: dict[str, str]) -> None:
+    """A .safetensors file. Writes beside the place first, so that no half file is ever there."""
     from safetensors.numpy import save_file
 
     file.parent.mkdir(parents=True, exist_ok=True)

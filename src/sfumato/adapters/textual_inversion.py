@@ -23,6 +23,7 @@ import numpy as np
 from jaxtyping import Float
 
 from sfumato.adapters.live import copied
+from sfumato.adapters.save_lora import write_tensors
 from sfumato.controls.check import finite
 from sfumato.errors import FileError, MismatchError, SfumatoError
 from sfumato.io.broken import plain
@@ -128,6 +129,25 @@ def load_embedding(file: str | Path, token: str | None = None) -> Embedding:
         raise FileError(f"{path} holds the tokens {plain(', '.join(found))}; {asked}.")
     name = token if token in found else next(iter(found))
     return Embedding(token or name, {encoder: _read(path, name, tensor) for encoder, tensor in found[name].items()})
+
+
+def save_embedding(embedding: Embedding, file: str | Path, *, overwrite: bool = False) -> Path:
+    """Writes an embedding as .safetensors, which diffusers and `load_embedding` read, and returns the file.
+
+    `file` ends in .safetensors or is a folder that is there, in which it becomes learned_embeds.safetensors. Raises
+    SfumatoError if the file is there already, unless `overwrite`.
+    """
+    file = Path(file)
+    file = file / FILE_NAMES[0] if file.is_dir() else file
+    if file.suffix != ".safetensors":
+        raise SfumatoError(f"Embeddings are written as .safetensors, and {file} is neither that nor a folder.")
+    if file.exists() and not overwrite:
+        raise SfumatoError(f"{file} is there already; name another file or say overwrite=True.")
+    vectors = {name: np.atleast_2d(np.asarray(value, np.float32)) for name, value in embedding.vectors.items()}
+    keys = {name: key if len(vectors) > 1 else embedding.token for key, name in ENCODERS.items()}
+    metadata = {"format": "pt", "name": embedding.token}
+    write_tensors({keys[name]: value for name, value in vectors.items()}, file, metadata)
+    return file
 
 
 def read_embeddings(file: TensorFile) -> dict[str, dict[str, LazyTensor]]:

@@ -1,0 +1,99 @@
+"""One step of training."""
+
+from __future__ import annotations
+
+import dataclasses as dc
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from sfumato.types import pytree
+
+Loss = Callable[[Any, Any, Any, jax.Array], tuple[jax.Array, Mapping[str, jax.Array]]]
+"""(trainable, frozen, batch, key) -> (float32 mean over the rows of the batch, metrics that are such means too)."""
+
+STOP = "stop"
+"""The metric that tells all processes whether one of them has been asked to stop."""
+
+
+@pytree
+class State:
+    """All that a step changes, and all that a checkpoint holds besides the state of the data."""
+
+    step: Any
+    """Steps done, int32."""
+    trainable: Any
+    """The weights, float32."""
+    optimizer: Any
+    """optax's state: for trainable weights only."""
+    ema: Any = None
+    """The moving average of the weights, if there is one."""
+
+
+@dc.dataclass(frozen=True)
+class Step:
+    """One step of training, as a pure function."""
+
+    loss: Loss
+    optimizer: optax.GradientTransformationExtraArgs
+    accumulate: int
+    clip: float | None
+    ema: float | None
+
+    def begin(self, trainable: Any) -> State:
+        """The state before the first step. It shares no memory with `trainable`: steps overwrite it."""
+        copy = functools.partial(jax.tree.map, jnp.copy)
+        average = None if self.ema is None else copy(trainable)
+        return State(jnp.zeros((), jnp.int32), copy(trainable), self.optimizer.init(trainable), average)
+
+    def __call__(
+        self, state: State, frozen: Any, batch: Any, stop: jax.Array, seed: jax.Array
+    ) -> tuple[State, dict[str, jax.Array]]:
+        """The state after a batch [parts, B / parts, ...], and the metrics. `stop` [1, devices]: who wants to stop."""
+        key = jax.random.fold_in(jax.random.key(seed), state.step)
+        (value, metrics), gradients = self._gradients(state.trainable, frozen, batch, key)
+        norm = optax.global_norm(gradients)
+        if self.clip is not None:
+            share = jnp.minimum(1.0, self.clip / jnp.maximum(norm, 1e-12))
+            gradients = jax.tree.map(lambda g: g * share.astype(g.dtype), gradients)
+        updates, optimizer = self.optimizer.update(gradients, state.optimizer, state.trainable, value=value)
+        trainable = optax.apply_updates(state.trainable, updates)
+        average = state.ema
+        if self.ema is not None:
+            t = state.step.astype(jnp.float32)
+            rate = 1 - jnp.minimum(self.ema, (1 + t) / (10 + t))
+            average = jax.tree.map(lambda old, new: old + rate.astype(old.dtype) * (new - old), average, trainable)
+        told = {**metrics, "loss": value, "grad_norm": norm, STOP: stop.max()}
+        return State(state.step + 1, trainable, optimizer, average), told
+
+    def _gradients(self, trainable: Any, frozen: Any, batch: Any, key: jax.Array) -> Any:
+        """((loss, metrics), gradients): means over the parts of the batch."""
+        graded = jax.value_and_grad(self.loss, has_aux=True)
+        if self.accumulate == 1:
+            return graded(trainable, frozen, jax.tree.map(lambda a: a[0], batch), key)
+
+        def part(total: Any, each: Any) -> tuple[Any, None]:
+            number, rows = each
+            new = graded(trainable, frozen, rows, jax.random.fold_in(key, number))
+            return jax.tree.map(jnp.add, total, new), None
+
+        first = jax.tree.map(lambda a: a[0], batch)
+        shapes = jax.eval_shape(graded, trainable, frozen, first, key)
+        zeros = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), shapes)
+        total, _ = jax.lax.scan(part, zeros, (jnp.arange(self.accumulate), batch))
+        return jax.tree.map(lambda a: a / self.accumulate, total)
+
+    def compiled(self, state: State) -> Callable[..., tuple[State, dict[str, jax.Array]]]:
+        """This as one program, which overwrites the state and leaves it where it lies."""
+        # XLA's CPU compiler takes out the barriers of gradient checkpointing unless it is told not to.
+        options = {"xla_disable_hlo_passes": "cse_barrier_expander"} if jax.default_backend() == "cpu" else None
+        places = jax.tree.map(lambda leaf: leaf.sharding, state)
+
+        def train_step(*arguments: Any) -> tuple[State, dict[str, jax.Array]]:
+            return self(*arguments)
+
+        return jax.jit(train_step, donate_argnums=0, out_shardings=(places, None), compiler_options=options)

@@ -1,0 +1,172 @@
+"""ControlNet training: starts without any effect, equal to a torch step, learns to obey."""
+
+from __future__ import annotations
+
+import dataclasses as dc
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import sfumato
+from sfumato.errors import MismatchError, SfumatoError
+from sfumato.model import Model
+from sfumato.models.config import UNetConfig, from_dict
+from sfumato.models.unet import UNet
+from sfumato.train.recipes.controlnet import controlnet, from_unet
+from sfumato.train.recipes.text_to_image import text_to_image
+from sfumato.types import Conditioning
+
+from models.tiny import UNETS
+from oracle import fresh, to_torch
+from pipelines import nets
+from training import Reference, assert_parity, batch, draws, leaves, our_step
+
+pytestmark = pytest.mark.slow
+KINDS = ["sd1", "sdxl"]
+STEPS = 200
+
+
+def steered(reference: Reference, data: Any, drawn: Any, noisy: Any, t: Any, seen: Any) -> dict[str, Any]:
+    """What the torch ControlNet adds to the arguments of the UNet."""
+    image = to_torch(data["conditioning"])
+    down, mid = reference.part("controlnet")(noisy, t, controlnet_cond=image, return_dict=False, **seen)
+    return {"down_block_additional_residuals": down, "mid_block_additional_residual": mid}
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("kind", KINDS)
+def test_loss_and_gradients_are_the_references(pair, kind):
+    both = pair(kind, small=True)
+    ((theirs, ours),) = nets(kind, small=True)
+    reference = Reference(both.pipeline, {"controlnet": theirs}, extend=steered)
+    assert_parity(controlnet(both.model, ours, remat=True), reference, draws())
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("kind", ["sd1", "sd2", "sdxl"])
+def test_the_start_is_the_references_but_for_what_is_random(saved, loaded, kind):
+    from diffusers import ControlNetModel
+
+    theirs = ControlNetModel.from_unet(saved(kind)[1].unet, conditioning_embedding_out_channels=(16, 256))
+    ours = from_unet(loaded(kind).unet, factor=2)
+    from sfumato.io.fill import fill
+
+    from oracle import lazy
+
+    wanted = leaves({"": fill(ours, lazy(theirs.state_dict()))})
+    for path, value in leaves({"": ours}).items():
+        assert value.shape == wanted[path].shape
+        if path[1] != "controlnet_cond_embedding":
+            np.testing.assert_array_equal(value, wanted[path], err_msg=str(path))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_at_the_start_nothing_changes_exactly(models, kind):
+    model = models(kind)
+    net, data = from_unet(model.unet, model.vae.factor), batch()
+    drawn = draws()
+    plain, task = text_to_image(model), controlnet(model, net)
+    without = our_step(plain, drawn, gradients=False)(plain.trainable, data)
+    (loss, _), gradients = our_step(task, drawn)(task.trainable, data)
+    assert float(loss) == pytest.approx(float(without), rel=1e-6)  # two programs: they may round differently
+    for path, gradient in leaves(gradients).items():
+        first = path[1] in ("controlnet_down_blocks", "controlnet_mid_block")
+        assert np.any(gradient) == first, path
+
+    rng = np.random.default_rng(0)
+    x, t = jnp.asarray(rng.standard_normal((3, 8, 8, 4)), jnp.float32), jnp.array([1.0, 500.0, 900.0])
+    config = model.unet.config
+    cond = Conditioning(jnp.asarray(rng.standard_normal((3, 7, config.cross_attention_dim)), jnp.float32))
+    if kind == "sdxl":
+        cond = dc.replace(cond, pooled=jnp.ones((3, 20)), time_ids=jnp.asarray(data["sizes"]))
+    residuals = jax.jit(lambda net: net(x, t, cond, jnp.asarray(data["conditioning"])))(net)
+    assert not any(np.any(leaf) for leaf in jax.tree.leaves(residuals))
+    predict = jax.jit(lambda unet, cond: unet(x, t, cond).eps)
+    np.testing.assert_array_equal(
+        predict(model.unet, cond), predict(model.unet, dc.replace(cond, residuals=residuals))
+    )  # fmt: skip
+
+
+def test_of_further_channels_the_start_takes_none():
+    unet = fresh(UNet, from_dict(UNetConfig, UNETS["sd1-inpaint"]))
+    net = from_unet(unet)
+    np.testing.assert_array_equal(net.conv_in.kernel[...], unet.conv_in.kernel[:, :, :4])
+    assert net.config.conditioning_embedding_out_channels == (16, 32, 96, 256)
+
+
+def colours(rng: np.random.Generator, rows: int = 8) -> dict[str, Any]:
+    """Pictures (as latents) of one colour, which the control picture shows and the caption does not tell."""
+    hue = rng.uniform(-1, 1, (rows, 1, 1, 3)).astype(np.float32)
+    return {
+        "latents": np.tile(np.concatenate([hue, hue[..., :1]], -1), (1, 8, 8, 1)),
+        "conditioning": np.tile((hue + 1) / 2, (1, 16, 16, 1)), "text": ["a colour"] * rows,
+    }  # fmt: skip
+
+
+def test_after_training_the_control_is_obeyed(models):
+    """Where the latents are nothing but noise, most of what the UNet then sees in them is what the control says."""
+    model: Model = models("sd1")
+    schedule = dc.replace(model.schedule, prediction_type="sample", rescale_betas_zero_snr=True)
+    task = controlnet(dc.replace(model, schedule=schedule))
+    optimizer = optax.adam(optax.warmup_cosine_decay_schedule(0.0, 1e-2, 20, STEPS))
+    trained, rng = task.trainable, np.random.default_rng(0)
+    state = optimizer.init(trained)
+
+    @jax.jit
+    def update(trained: Any, state: Any, frozen: Any, data: Any, key: jax.Array) -> Any:
+        gradients, _ = jax.grad(task.loss, has_aux=True)(trained, frozen, data, key)
+        updates, state = optimizer.update(gradients, state, trained)
+        return optax.apply_updates(trained, updates), state
+
+    for step in range(STEPS):
+        trained, state = update(trained, state, task.frozen, task.collate(colours(rng)), jax.random.key(step))
+
+    test, last = colours(np.random.default_rng(9), 32), jnp.full(32, 999.0)
+    noise = jnp.asarray(np.random.default_rng(1).standard_normal((32, 8, 8, 4)), jnp.float32)
+    context = model.text_encoders["text_encoder"](jnp.asarray(task.collate(test)["tokens"]["text_encoder"])).hidden
+
+    @jax.jit
+    def seen(net: Any, unet: Any, pictures: jax.Array) -> jax.Array:
+        residuals = net(noise, last, Conditioning(context), pictures)
+        return unet(noise, last, Conditioning(context, residuals=residuals)).eps.mean((1, 2))
+
+    def explained(net: Any, pictures: np.ndarray) -> float:
+        """The share of the variance of the pictures' colours that is told rightly; below 0 is worse than the mean."""
+        wanted = test["latents"].mean((1, 2))
+        found = seen(net, model.unet, jnp.asarray(pictures))
+        return 1 - float(np.square(found - wanted).mean() / wanted.var(0).mean())
+
+    right, net = test["conditioning"], trained["controlnet"]
+    before, after = explained(task.trainable["controlnet"], right), explained(net, right)
+    others = explained(net, np.roll(right, 1, axis=0))
+    print(f"explained before {before:.2f}, after {after:.2f}, by the control pictures of others {others:.2f}")
+    assert before < 0.1
+    assert after > 0.6
+    assert others < 0
+
+
+def test_export_is_a_controlnet_that_loads(models, tmp_path):
+    model = models("sd1")
+    task = controlnet(model)
+    task.export(jax.tree.map(lambda a: a + 1, task.trainable), tmp_path / "net")
+    again = sfumato.load_controlnet(tmp_path / "net")
+    assert np.all(np.asarray(again.controlnet_mid_block.kernel[...]) == 1)
+    assert not np.any(task.trainable["controlnet"].controlnet_mid_block.kernel[...])
+
+
+def test_bad_input_is_one_sentence(models):
+    model = models("sd1")
+    net = functools.partial(from_unet, model.unet)
+    with pytest.raises(SfumatoError, match="8 times smaller"):
+        controlnet(model, net(8))
+    with pytest.raises(MismatchError, match="does not fit"):
+        controlnet(models("sdxl"), net(2))
+    with pytest.raises(SfumatoError, match="needs conditioning"):
+        controlnet(model).collate({"pixels": batch()["pixels"], "text": ["a"]})
+    with pytest.raises(SfumatoError, match="9"):
+        controlnet(models("sd1-inpaint"))
