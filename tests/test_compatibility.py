@@ -19,7 +19,7 @@ from sfumato.adapters.delta import LowRank
 from sfumato.image import read, resize
 from sfumato.samplers import DDIM
 
-from compatibility import FAMILIES, INSTRUCT, KINDS, PAGE, PAIRS, PLAIN, REFUSED, TECHNIQUES, kinds_of, page
+from compatibility import FAMILIES, INSTRUCT, KINDS, NINE, PAGE, PAIRS, PLAIN, REFUSED, TECHNIQUES, kinds_of, page
 from loras import draw
 from pictures import drawing
 from table import PROMPTS, TABLE, Controls
@@ -148,6 +148,8 @@ def test_pairs_without_a_network_are_refused(models):
         if ROWS[one.row].make is ROWS[other.row].make:
             continue  # one control, which is the one or the other by what the model is
         for kind in (*one.kinds[:1], *other.kinds[:1]):
+            if "Inpaint, 9 channels" in (one.name, other.name) and kind not in NINE:
+                continue  # there the same control inpaints without channels
             family = next(kinds[0] for kinds in FAMILIES.values() if kind in kinds)
             both = [each for row in (one.row, other.row) for each in ROWS[row].make(family, 0, [0])]
             with pytest.raises(sfumato.SfumatoError):

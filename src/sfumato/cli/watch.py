@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 import time
 from typing import Any
@@ -27,6 +28,7 @@ class Watch:
         self.spans: list[tuple[float, float]] = []
         self.ends: list[float] = []
         """When each row was done."""
+        self.interrupted = False
         console = Console(stderr=True)
         self.bar = Progress(
             TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
@@ -45,10 +47,12 @@ class Watch:
         self.say(f"Loaded in {self.seconds['load']:.1f} s")
         self.began = time.time()
         jax.monitoring.register_event_time_span_listener(self._compiled)
+        self.before = signal.signal(signal.SIGINT, self._interrupt)
         self.bar.start()
         return self
 
     def __exit__(self, *_: Any) -> None:
+        signal.signal(signal.SIGINT, self.before)
         self.bar.stop()
         jax.monitoring.unregister_event_time_span_listener(self._compiled)
 
@@ -56,6 +60,8 @@ class Watch:
         """A row is done; called as `generate` calls its `progress`."""
         # It has only been asked for: without waiting the bar would be full at once.
         jax.block_until_ready(preview)
+        if self.interrupted:
+            raise KeyboardInterrupt
         self.ends.append(time.time())
         if len(self.ends) == 1:
             self._say_compiled()
@@ -63,6 +69,12 @@ class Watch:
         total = rows * self.rounds
         doing = "sampling" if len(self.ends) < total else "decoding"
         self.bar.update(self.task, description=doing, completed=len(self.ends), total=total)
+
+    def _interrupt(self, *_: Any) -> None:
+        """Ctrl-C ends the run at once, or after this row where the exception got lost: as it does if it is raised in
+        something that jax calls, such as a listener or a destructor."""
+        self.interrupted = True
+        raise KeyboardInterrupt
 
     def done(self) -> None:
         """The pictures are there."""
