@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from sfumato.images import Images, Picture
     from sfumato.invert import invert
     from sfumato.io.inspect import inspect
-    from sfumato.io.load import load, load_controlnet
+    from sfumato.io.load import blank, load, load_controlnet
     from sfumato.io.save import save
     from sfumato.model import Model
     from sfumato.schedule import Schedule
@@ -59,7 +59,7 @@ _HOMES = {
     "images": ("Images", "Picture"),
     "invert": ("invert",),
     "io.inspect": ("inspect",),
-    "io.load": ("load", "load_controlnet"),
+    "io.load": ("blank", "load", "load_controlnet"),
     "io.save": ("save",),
     "model": ("Model",),
     "schedule": ("Schedule",),
@@ -71,7 +71,7 @@ __all__ = [
     "CFG", "PAG", "SAG", "SEGA", "AttendAndExcite", "Cancelled", "Conditioning", "Control", "ControlNet", "Depth",
     "Edit", "Embedding", "FileError", "Images", "Inpaint", "InstructPix2Pix", "Lora", "MismatchError", "Model",
     "Picture", "Pix2PixZero", "Prediction", "Residuals", "Schedule", "SfumatoError", "Window", "__version__",
-    "annotate", "annotators", "generate", "inspect", "invert", "load", "load_controlnet", "load_embedding",
+    "annotate", "annotators", "blank", "generate", "inspect", "invert", "load", "load_controlnet", "load_embedding",
     "load_lora", "save", "save_embedding", "save_lora",
 ]  # fmt: skip
 

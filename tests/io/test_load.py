@@ -303,3 +303,25 @@ def test_what_does_not_exist(source, words):
 def test_unknown_types_are_refused_before_anything_is_read():
     with pytest.raises(sfumato.MismatchError, match="float32, float16, bfloat16, not 'int8'"):
         sfumato.load("nowhere", dtype="int8")
+
+
+def test_a_blank_model_has_the_shapes_of_the_folder_and_numbers_of_its_own(saved, tmp_path):
+    folder, _ = saved("sd1")
+    bare = shutil.copytree(folder, tmp_path / "bare", ignore=shutil.ignore_patterns("*.safetensors", "*.bin"))
+    model, again, other = (sfumato.blank(bare, seed=seed) for seed in (0, 0, 1))
+    whole = sfumato.load(folder)
+    assert model.family == whole.family
+    assert model.schedule == whole.schedule
+    for part in ("unet", "vae"):
+        values = [parameters(getattr(each, part)) for each in (model, again, other, whole)]
+        assert {key: value.shape for key, value in values[0].items()} == {k: v.shape for k, v in values[3].items()}
+        assert all(np.array_equal(values[0][key], values[1][key]) for key in values[0])
+        assert any(not np.array_equal(values[0][key], values[2][key]) for key in values[0])
+    sfumato.save(model, tmp_path / "saved")
+    kept = parameters(sfumato.load(tmp_path / "saved").unet)
+    assert all(np.array_equal(value, kept[key]) for key, value in parameters(model.unet).items())
+
+
+def test_a_blank_model_needs_a_folder(tmp_path):
+    with pytest.raises(sfumato.FileError, match="is no folder"):
+        sfumato.blank(tmp_path / "nowhere")

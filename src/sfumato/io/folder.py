@@ -24,8 +24,8 @@ ENDINGS = (".safetensors", ".safetensors.index.json", ".bin", ".bin.index.json")
 """Endings of weight files, best first."""
 
 
-def read_folder(folder: Path, *, variant: str | None = None) -> Parts:
-    """Describes a diffusers folder: configurations, and tensors that are read later.
+def read_folder(folder: Path, *, variant: str | None = None, weights: bool = True) -> Parts:
+    """Describes a diffusers folder: configurations, and tensors that are read later; without `weights` there are none.
 
     Raises FileError for what is missing or damaged, or a folder of another kind of model.
     """
@@ -40,7 +40,7 @@ def read_folder(folder: Path, *, variant: str | None = None) -> Parts:
     configs = {name: read_json(folder / name / "config.json") for name in present}
     configs["scheduler"] = read_json(folder / "scheduler" / "scheduler_config.json")
     configs["index"] = {k: v for k, v in index.items() if not isinstance(v, list) and not k.startswith("_")}
-    tensors = {name: read_component(folder / name, name, variant=variant) for name in present}
+    tensors = {name: read_component(folder / name, name, variant=variant) if weights else {} for name in present}
     return Parts(family_of(configs), configs, tensors)
 
 

@@ -1,8 +1,9 @@
-"""`load`, `load_controlnet`: from a name to a model in memory."""
+"""`load`, `load_controlnet`, `blank`: from a name to a model in memory."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -86,8 +87,35 @@ def load_controlnet(
     return network("controlnet", parts, dtype, str(source))
 
 
-def build(parts: Parts, tokenizers: dict[str, Tokenizer], *, dtype: str, name: str) -> Model:
-    """A model out of its described parts. Raises FileError if one is missing, and as `load`."""
+def blank(folder: str | Path, *, seed: int = 0, dtype: str | None = None) -> Model:
+    """A model that knows nothing yet: random weights out of `seed`, in the shapes that a diffusers folder describes.
+
+    Only the configurations and the tokenizers of the folder are read, so it needs no weights. Training starts from
+    such a model. Raises FileError for a folder that is not whole, and as `load`.
+    """
+    dtype = dtype or default_dtype()
+    dtype_of(dtype)
+    path = Path(folder).expanduser()
+    if not path.is_dir():
+        raise FileError(f"{path} is no folder; a model without weights starts from one with configurations.")
+    parts = read_folder(path, weights=False)
+    tokenizers = {name: load_tokenizer(path / name) for name in map(tokenizer_name, text_encoders(parts))}
+
+    def new(part: str, parts: Parts, dtype: str, name: str) -> Any:
+        made = CLASSES[part][0](config_of(part, parts, name), rngs=nnx.Rngs(seed))
+        return jax.tree.map(lambda a: a.astype(dtype), made)
+
+    return build(parts, tokenizers, dtype=dtype, name=str(folder), make=new)
+
+
+def build(
+    parts: Parts, tokenizers: dict[str, Tokenizer], *, dtype: str, name: str, make: Callable[..., Any] | None = None
+) -> Model:
+    """A model out of its described parts, each by `make`, which is `network` if it is None.
+
+    Raises FileError if a part is missing, and as `load`.
+    """
+    make = make or network
     if "unet" not in parts.tensors:
         held = ", ".join(parts.tensors) or "nothing"
         raise FileError(f"{name} is not a whole model: it holds {held} and no UNet.")
@@ -101,7 +129,7 @@ def build(parts: Parts, tokenizers: dict[str, Tokenizer], *, dtype: str, name: s
     if "scheduler" not in parts.configs:
         raise FileError(f"{name} does not say how it was trained: its UNet is none of SD 1.x, 2.x or XL.")
     schedule = Schedule.from_config(parts.configs["scheduler"])
-    networks = {part: network(part, parts, dtype, name) for part in ("unet", "vae", *text_encoders(parts))}
+    networks = {part: make(part, parts, dtype, name) for part in ("unet", "vae", *text_encoders(parts))}
     unet, autoencoder = networks.pop("unet"), networks.pop("vae")
     return Model(
         unet,
@@ -117,13 +145,15 @@ def build(parts: Parts, tokenizers: dict[str, Tokenizer], *, dtype: str, name: s
 
 def network(part: str, parts: Parts, dtype: str, name: str) -> Any:
     """One network of a model, filled."""
-    kind, config_kind = CLASSES[part]
-    where = f"{name} ({part})"
-    config = from_dict(config_kind, parts.configs[part], where)
     return fill(
-        abstract(kind, config), parts.tensors[part], dtype=dtype, what=f"the {part} of {name}",
-        ignore=lambda key: BUFFERS.fullmatch(key) is not None,
+        abstract(CLASSES[part][0], config_of(part, parts, name)), parts.tensors[part], dtype=dtype,
+        what=f"the {part} of {name}", ignore=lambda key: BUFFERS.fullmatch(key) is not None,
     )  # fmt: skip
+
+
+def config_of(part: str, parts: Parts, name: str) -> Any:
+    """The configuration of a network."""
+    return from_dict(CLASSES[part][1], parts.configs[part], f"{name} ({part})")
 
 
 def text_encoders(parts: Parts) -> list[str]:
