@@ -18,6 +18,7 @@ from sfumato.controls import CFG, Control, Request
 from sfumato.controls.check import finite, pictures
 from sfumato.errors import SfumatoError
 from sfumato.images import Images, Picture
+from sfumato.io.family import Purpose, purpose_of
 from sfumato.model import Model
 from sfumato.plan import Plan, make_plan
 from sfumato.record import record
@@ -27,6 +28,12 @@ from sfumato.samplers.base import Sampler, Table
 from sfumato.types import Conditioning
 
 Progress = Callable[[int, int, Any], Any]
+
+
+FILLED_BY = {
+    Purpose.INPAINT: "Inpaint(image, mask)", Purpose.DEPTH: "Depth(depth)", Purpose.EDIT: "InstructPix2Pix(image)",
+}  # fmt: skip
+"""The control that fills the further input channels of a model."""
 
 
 class Cancelled(Exception):
@@ -240,10 +247,10 @@ def check_choices(output: Any, batch: Any, devices: Any) -> None:
 
 def _check_channels(model: Model, controls: Sequence[Control]) -> None:
     """Raises SfumatoError if nothing fills the network's extra input channels."""
-    extra = model.unet.config.in_channels - model.vae.config.latent_channels
-    wants = {9: "Inpaint(image, mask)", 5: "Depth(depth)", 8: "InstructPix2Pix(image)"}
+    inputs, latents = model.unet.config.in_channels, model.vae.config.latent_channels
+    extra, purpose = inputs - latents, purpose_of(inputs, latents)
     if extra and not any(control.sets_channels for control in controls):
-        hint = wants.get(model.unet.config.in_channels)
+        hint = FILLED_BY.get(purpose) if purpose else None
         raise SfumatoError(
             f"{model.name or 'The model'} has {extra} input channels beside the latents, which no control fills"
             + (f"; add {hint}." if hint else ".")

@@ -36,11 +36,26 @@ FAMILY_OF_CONTEXT = {768: Family.SD1, 1024: Family.SD2, 2048: Family.SDXL, 1280:
 FAMILY_OF_TEXT = {768: Family.SD1, 1024: Family.SD2, 1280: Family.SDXL}
 """By the width of a text encoder or an embedding that comes alone. SDXL's first encoder is that of SD 1.x."""
 
-PURPOSES = {4: "text to image", 5: "depth to image", 8: "InstructPix2Pix", 9: "inpainting"}
-"""What a UNet is for, by its number of input channels."""
+
+class Purpose(enum.StrEnum):
+    """What a UNet is for."""
+
+    TEXT = "text to image"
+    DEPTH = "depth to image"
+    EDIT = "InstructPix2Pix"
+    INPAINT = "inpainting"
+
 
 CONTEXT_KEY = re.compile(r"(^|[._])attn2[._](processor[._])?to_[kv]([._]|$)")
 """Layers that look at text features, in checkpoints and adapters of every naming."""
+
+
+def purpose_of(inputs: Any, latents: Any = 4) -> Purpose | None:
+    """The purpose of a UNet by the numbers of its input and latent channels; None if there is no such."""
+    if not (isinstance(inputs, int) and isinstance(latents, int)):
+        return None
+    known = {0: Purpose.TEXT, 1: Purpose.DEPTH, latents: Purpose.EDIT, latents + 1: Purpose.INPAINT}
+    return known.get(inputs - latents)
 
 
 def family_of_context(width: Any) -> Family | None:

@@ -10,7 +10,7 @@ from typing import TypeAlias
 
 from sfumato.errors import FileError
 from sfumato.io.broken import plain
-from sfumato.io.family import FAMILY_OF_TEXT, PURPOSES, Family, family_of_context
+from sfumato.io.family import FAMILY_OF_TEXT, Family, family_of_context, purpose_of
 from sfumato.io.folder import ENDINGS, STEMS, choose_weights, read_json, variant_of
 from sfumato.io.recognise import Finding, recognise
 from sfumato.io.tensors import TensorFile, open_tensors
@@ -85,8 +85,8 @@ def _component(path: Path) -> Described:
     details = {} if kind != "unknown" else {"class": plain(name)}
     family = family_of_context(config.get("cross_attention_dim"))
     if kind == "unet":
-        channels = config.get("in_channels")
-        details["purpose"] = PURPOSES.get(channels, "unknown") if isinstance(channels, int) else "unknown"
+        purpose = purpose_of(config.get("in_channels"), config.get("out_channels", 4))
+        details["purpose"] = purpose or "unknown"
     if kind == "text encoder":
         width = config.get("hidden_size")
         family = FAMILY_OF_TEXT.get(width) if isinstance(width, int) else None

@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Mapping
 
 from sfumato.io.broken import plain
-from sfumato.io.family import FAMILY_OF_TEXT, PURPOSES, Family, family_of_tensors
+from sfumato.io.family import FAMILY_OF_TEXT, Family, family_of_tensors, purpose_of
 from sfumato.io.foreign import foreign
 from sfumato.io.recognise_lora import recognise_lora
 from sfumato.io.single_file import split
@@ -17,6 +17,9 @@ Tensors = Mapping[str, LazyTensor]
 
 PARTS = {"clip": "text encoder (CLIP)", "open_clip": "text encoder (OpenCLIP)"}
 """What we call the networks of a single file, where not by their own names."""
+
+ENDS = (("input_blocks.0.0.weight", "conv_in.weight"), ("out.2.weight", "conv_out.weight"))
+"""The first and the last convolution of a UNet, in either layout."""
 
 BESIDES = {"model_ema.": "averaged weights", "depth_model.": "depth estimator"}
 """What checkpoints may hold besides, by the beginning of the keys."""
@@ -124,9 +127,10 @@ def _networks(file: TensorFile) -> Finding | None:
 
 def _unet(file: TensorFile, unet: Tensors, details: dict[str, str], parts: list[str], *, alone: bool) -> Finding:
     """A checkpoint by its UNet, or a UNet `alone`."""
-    conv = next((unet[key] for key in ("input_blocks.0.0.weight", "conv_in.weight") if key in unet), None)
-    channels = _axis(conv, 1)
-    details = details | {"input channels": str(channels), "purpose": PURPOSES.get(channels, "unknown")}
+    first, last = (next((unet[key] for key in keys if key in unet), None) for keys in ENDS)
+    channels = _axis(first, 1)
+    purpose = purpose_of(channels, 4 if last is None else _axis(last, 0))
+    details = details | {"input channels": str(channels), "purpose": purpose or "unknown"}
     if not alone:
         lacking = [part for part in ("vae", "text encoder") if not any(name.startswith(part) for name in parts)]
         details |= {"parts": ", ".join(parts)} | ({"lacks": ", ".join(lacking)} if lacking else {})

@@ -17,7 +17,7 @@ from flax import nnx
 
 from sfumato.adapters.live import is_live
 from sfumato.errors import SfumatoError
-from sfumato.io.family import Family
+from sfumato.io.family import Family, Purpose, purpose_of
 from sfumato.io.fill import Slot, slots
 from sfumato.io.load import tokenizer_name
 from sfumato.model import Model
@@ -27,17 +27,17 @@ from sfumato.models.controlnet import ControlNet
 FORMAT_VERSION = "0.42.1"
 """The version of diffusers whose format is written."""
 
-PIPELINES: Mapping[tuple[Family | None, int], str] = {
-    (None, 4): "StableDiffusionPipeline",
-    (None, 5): "StableDiffusionDepth2ImgPipeline",
-    (None, 8): "StableDiffusionInstructPix2PixPipeline",
-    (None, 9): "StableDiffusionInpaintPipeline",
-    (Family.SDXL, 4): "StableDiffusionXLPipeline",
-    (Family.SDXL, 8): "StableDiffusionXLInstructPix2PixPipeline",
-    (Family.SDXL, 9): "StableDiffusionXLInpaintPipeline",
-    (Family.SDXL_REFINER, 4): "StableDiffusionXLImg2ImgPipeline",
+PIPELINES: Mapping[tuple[Family | None, Purpose], str] = {
+    (None, Purpose.TEXT): "StableDiffusionPipeline",
+    (None, Purpose.DEPTH): "StableDiffusionDepth2ImgPipeline",
+    (None, Purpose.EDIT): "StableDiffusionInstructPix2PixPipeline",
+    (None, Purpose.INPAINT): "StableDiffusionInpaintPipeline",
+    (Family.SDXL, Purpose.TEXT): "StableDiffusionXLPipeline",
+    (Family.SDXL, Purpose.EDIT): "StableDiffusionXLInstructPix2PixPipeline",
+    (Family.SDXL, Purpose.INPAINT): "StableDiffusionXLInpaintPipeline",
+    (Family.SDXL_REFINER, Purpose.TEXT): "StableDiffusionXLImg2ImgPipeline",
 }
-"""diffusers' pipeline for a family and a number of input channels; None stands for all other families."""
+"""diffusers' pipeline for a family and a purpose; None stands for all other families."""
 
 EXTRAS: Mapping[str, tuple[str, ...]] = {
     "StableDiffusionXLPipeline": ("image_encoder", "feature_extractor"),
@@ -79,8 +79,9 @@ def save(model: Model | ControlNet, folder: str | Path, *, overwrite: bool = Fal
 
 
 def _pipeline(model: Model, folder: Path) -> None:
-    channels, family = model.unet.config.in_channels, Family(model.family)
-    kind = PIPELINES.get((family, channels)) or PIPELINES.get((None, channels), PIPELINES[None, 4])
+    purpose = purpose_of(model.unet.config.in_channels, model.vae.config.latent_channels) or Purpose.TEXT
+    family = Family(model.family)
+    kind = PIPELINES.get((family, purpose)) or PIPELINES[None, purpose]
     index: dict[str, Any] = {"_class_name": kind, "_diffusers_version": FORMAT_VERSION, **model.options}
     index |= {name: [None, None] for name in EXTRAS.get(kind, ())}
     index["unet"] = _network(model.unet, folder / "unet", "UNet2DConditionModel")
