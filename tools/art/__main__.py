@@ -1,0 +1,5 @@
+import sys
+
+from tools.art.make import main
+
+sys.exit(main())

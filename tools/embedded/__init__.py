@@ -1,0 +1,1 @@
+"""How sfumato's embedded default model is made."""
