@@ -2,8 +2,8 @@
 
     python -m tools.embedded.start ART OUT [--scale small|large]
 
-ART is a folder of `tools.art`, whose captions the vocabulary is made from. OUT becomes a folder in the diffusers layout,
-which `sfumato train` starts from. `small` is for a day of a laptop's processor, `large` for minutes of a GPU.
+ART is a folder of `tools.art`, whose captions the vocabulary is made from. OUT becomes a folder in the diffusers
+layout, which `sfumato train` starts from. `small` is for hours of a laptop's processor, `large` for a GPU.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 
 from flax import nnx
 from tokenizers import Tokenizer as Backend
-from tokenizers import models, normalizers, pre_tokenizers, trainers
+from tokenizers import models, trainers
 from tokenizers.pre_tokenizers import ByteLevel
 
 import sfumato
@@ -34,7 +34,7 @@ LENGTH = 32
 SIZE = 128
 """Pixels of a picture's side."""
 LATENTS = 8
-"""Channels of latents. Four lose more than 1 dB of flat art at this size."""
+"""Channels of latents."""
 
 SCALES: dict[str, dict[str, Any]] = {
     "small": {"channels": (64, 128, 192), "layers": 1, "heads": 4, "width": 192, "depth": 2, "groups": 16},
