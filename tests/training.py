@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import copy
 import dataclasses as dc
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 from unittest import mock
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from flax import nnx
 
 from sfumato.io.fill import fill
@@ -117,14 +118,6 @@ class Reference:
         added = {"text_embeds": pooled, "time_ids": torch.from_numpy(batch["sizes"])}
         return {"encoder_hidden_states": context, "added_cond_kwargs": added}
 
-    def step(self, batch: Mapping[str, Any], draws: Draws) -> float:
-        """The loss; the gradients lie in the modules then."""
-        for module in self.trained.values():
-            module.zero_grad()
-        loss = self.loss(batch, draws)
-        loss.backward()
-        return loss.item()
-
     def as_ours(self, like: Any, gradients: bool = False) -> dict[str, Any]:
         """The trained weights, or their gradients, as networks of ours."""
         found = {}
@@ -155,16 +148,27 @@ def our_step(task: Task, drawn: list[Draws], gradients: bool = True) -> Callable
     return run
 
 
-def assert_same(ours: Any, theirs: Any, tol: float = 1e-4, floor: float = 1e-3) -> None:
+def step(task: Task, trainable: Any, data: Mapping[str, Any], draws: Draws) -> tuple[float, Any]:
+    """The loss of a batch of the data, and its gradient."""
+    (loss, _), gradient = our_step(task, [draws])(trainable, data)
+    return float(loss), jax.tree.map(np.asarray, gradient)
+
+
+def assert_same(ours: Any, theirs: Any, tol: float = 1e-4) -> None:
+    """All parameters of networks by component name are the same, see `assert_near`."""
+    assert_near(leaves(ours), leaves(theirs), tol)
+
+
+def assert_near(ours: Mapping[Any, Any], theirs: Mapping[Any, Any], tol: float = 1e-4, floor: float = 1e-3) -> None:
     """Every array differs by at most `tol` of its largest number; arrays whose numbers are below `floor` of the
     largest of all (gradients that are zero but for rounding) by as much of that."""
-    ours, theirs = ({k: np.asarray(v) for k, v in leaves(tree).items()} for tree in (ours, theirs))
+    ours, theirs = ({name: np.asarray(value) for name, value in each.items()} for each in (ours, theirs))
     assert ours.keys() == theirs.keys()
     most = max(np.abs(a).max() for a in theirs.values())
     assert most > 0
-    for path, a in theirs.items():
-        worst = np.abs(ours[path] - a).max() / max(np.abs(a).max(), floor * most)
-        assert worst <= tol, f"{path} differs by {worst:.2e}"
+    for name, a in theirs.items():
+        worst = np.abs(ours[name] - a).max() / max(np.abs(a).max(), floor * most)
+        assert worst <= tol, f"{name} differs by {worst:.2e}"
 
 
 def leaves(nets: Mapping[str, nnx.Module]) -> dict[tuple[Any, ...], Any]:
@@ -176,10 +180,45 @@ def leaves(nets: Mapping[str, nnx.Module]) -> dict[tuple[Any, ...], Any]:
     }
 
 
-def assert_parity(task: Task, reference: Reference, drawn: list[Draws], data: dict[str, Any] | None = None) -> None:
-    """The loss and its gradients are those of the reference."""
-    data = batch() if data is None else data
-    theirs = reference.step(data, drawn[0])
-    (loss, _), gradients = our_step(task, drawn)(task.trainable, data)
-    assert abs(float(loss) - theirs) <= 1e-4 * abs(theirs)
-    assert_same(gradients, reference.as_ours(task.trainable, gradients=True))
+def beside(
+    task: Task, drawn: list[Draws], data: list[dict[str, Any]], parameters: Iterable[Any], loss: Callable[..., Any]
+) -> Iterator[tuple[Any, Any]]:
+    """Trains a step for each of `drawn`, beside torch's `parameters`, whose loss is `loss(batch, draws)`: yields our
+    weights after each step, and the gradients that led there, while torch's lie in the parameters. The losses are the
+    same in every step.
+
+    The optimizer is AdamW, with a larger epsilon than usual: gradients that are zero but for rounding would otherwise
+    decide on full steps.
+    """
+    import torch
+
+    parameters = list(parameters)
+    theirs = torch.optim.AdamW(parameters, lr=1e-3, eps=1e-4, weight_decay=0.01)
+    ours = optax.adamw(1e-3, eps=1e-4, weight_decay=0.01)
+    run, trained, state = our_step(task, drawn), task.trainable, ours.init(task.trainable)
+    update = jax.jit(ours.update)
+    for number, (rows, draws) in enumerate(zip(data, drawn, strict=True)):
+        theirs.zero_grad()
+        wanted = loss(rows, draws)
+        wanted.backward()
+        theirs.step()
+        (value, _), gradients = run(trained, rows, number)
+        wanted = float(wanted.detach())
+        assert abs(float(value) - wanted) <= 1e-4 * abs(wanted), f"step {number}: {value}, not {wanted}"
+        updates, state = update(gradients, state, trained)
+        trained = optax.apply_updates(trained, updates)
+        yield trained, gradients
+
+
+def assert_parity(
+    task: Task, reference: Reference, drawn: list[Draws], data: list[dict[str, Any]] | None = None,
+    loss: Callable[..., Any] | None = None,
+) -> None:  # fmt: skip
+    """The loss is that of the reference in every step, the gradients in the first, and the weights after the last."""
+    data = [batch(number) for number in range(len(drawn))] if data is None else data
+    parameters = [one for module in reference.trained.values() for one in module.parameters()]
+    for number, (trained, gradients) in enumerate(beside(task, drawn, data, parameters, loss or reference.loss), 1):
+        if number == 1:
+            assert_same(gradients, reference.as_ours(task.trainable, gradients=True))
+        if number == len(drawn):
+            assert_same(trained, reference.as_ours(task.trainable))

@@ -63,7 +63,7 @@ def make_plan(model: Model, prompt: Any, negative: Any, count: Any, seed: Any, s
     negatives = negatives * len(prompts) if len(negatives) == 1 else negatives
     prompts = [text for text in prompts for _ in range(count)]
     negatives = [text for text in negatives for _ in range(count)]
-    size = _size(model, size)
+    size = size_of(model, size)
     factor = model.vae.factor
     shape = (size[1] // factor, size[0] // factor, model.vae.config.latent_channels)
     return Plan(tuple(prompts), tuple(negatives), _seeds(seed, len(prompts)), size, shape)
@@ -85,8 +85,9 @@ def _seeds(seed: Any, pictures: int) -> tuple[int, ...]:
     return tuple(noises.checked(range(first, first + pictures)))
 
 
-def _size(model: Model, size: Any) -> tuple[int, int]:
-    """Width and height in pixels: the wanted ones, or those that the model was trained at."""
+def size_of(model: Model, size: Any = None) -> tuple[int, int]:
+    """Width and height in pixels: the wanted ones, or those that the model was trained at. Raises SfumatoError for a
+    size that latents cannot have."""
     if size is None:
         native = model.unet.config.sample_size or 64
         height, width = native if isinstance(native, tuple) else (native, native)

@@ -18,6 +18,8 @@ import pytest
 from sfumato.errors import MismatchError, SfumatoError
 from sfumato.train import shard
 from sfumato.train.fit import fit
+from sfumato.train.optimizers import optimizer as optimizer_of
+from sfumato.train.optimizers import rates_of
 from train import fitting
 
 HERE = Path(__file__).parent
@@ -200,6 +202,19 @@ def test_a_second_signal_ends_it_at_once():
             quiet=True, mesh=shard.mesh_of(jax.devices()[:1]))  # fmt: skip
 
 
+def test_rates_are_told_and_change_nothing(tmp_path):
+    """Also after a resumption, where the schedule goes on."""
+    rates = rates_of(1e-2, steps=4, schedule="linear", rates_by={"last": 0.5})
+    settings = {"optimizer": optimizer_of("adamw", 1e-2, steps=4, schedule="linear", rates_by={"last": 0.5})}
+    first, _ = run(tmp_path, steps=2, rates=rates, **settings)
+    second, result = run(tmp_path, steps=4, rates=rates, **settings)
+    assert first + second == run(steps=4, **settings)[0]
+    assert list(result.metrics) == ["loss", "grad_norm", "learning_rate", "learning_rate_last", "size"]
+    told = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    close([line["learning_rate"] for line in told], [1e-2, 0.75e-2, 0.5e-2, 0.25e-2])
+    close([line["learning_rate_last"] for line in told], [0.5e-2, 0.375e-2, 0.25e-2, 0.125e-2])
+
+
 @pytest.mark.slow
 def test_a_loss_that_is_not_finite(tmp_path):
     """The state after such a step is never saved, not even when it is the step to save."""
@@ -242,6 +257,7 @@ def test_data_that_ends():
     ({"clip": 0.0}, "clip must be above 0, not 0.0"),
     ({"ema": 1.0}, "ema is a decay between 0 and 1"),
     ({"accumulate": 3}, "A batch of 16 cannot be divided into 3 parts on 1 devices; make it a multiple of 3"),
+    ({"rates": {"loss": optax.constant_schedule(1.0)}}, "'loss' is a metric of every run"),
     ({"best": "accuracy"}, "There is no metric 'accuracy' to find the best by; there are loss, grad_norm, size"),
 ])  # fmt: skip
 def test_settings_that_do_not_fit(settings, message):

@@ -1,12 +1,13 @@
 from __future__ import annotations
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
 from sfumato.errors import SfumatoError
-from sfumato.train.optimizers import optimizer, optimizers, schedule_of, schedules
+from sfumato.train.optimizers import optimizer, optimizers, rates_of, schedule_of, schedules
 
 
 def test_all_of_optax_are_there():
@@ -59,3 +60,50 @@ def test_options_of_a_schedule():
 def test_names_and_options_that_are_not_there(settings, message):
     with pytest.raises(SfumatoError, match=message):
         optimizer(**{"steps": 5} | settings)
+
+
+WEIGHTS = {"unet": {"w": jnp.arange(4.0)}, "text_encoder": {"w": jnp.ones(3)}, "vae": [jnp.full(2, 2.0)]}
+
+
+def steps_of(made, weights, count):
+    """What some steps along the weights themselves add to them, one after another."""
+    state, found = made.init(weights), []
+    for _ in range(count):
+        change, state = made.update(weights, state, weights)
+        found.append(change)
+        weights = optax.apply_updates(weights, change)
+    return found
+
+
+@pytest.mark.parametrize("name", ["adamw", "schedule_free_adamw"])
+def test_each_component_is_trained_as_if_alone_at_its_own_rate(name):
+    """Also by optimizers whose rate is more than a factor at the end."""
+    settings = {"schedule": "cosine", "warmup": 1, "steps": 4}
+    got = steps_of(optimizer(name, 0.1, rates_by={"text_encoder": 0.5, "vae": 0}, **settings), WEIGHTS, 3)
+    for component, rate in (("unet", 0.1), ("text_encoder", 0.05), ("vae", 0)):
+        want = steps_of(optimizer(name, rate, **settings), WEIGHTS[component], 3)
+        for ours, theirs in zip(got, want, strict=True):
+            jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), ours[component], theirs)
+
+
+def test_rates_are_told_as_they_are():
+    settings = {"steps": 6, "schedule": "linear", "warmup": 2, "rates_by": {"text_encoder": 0.5, "vae": 1}}
+    rates = rates_of(0.1, **settings)
+    assert list(rates) == ["learning_rate", "learning_rate_text_encoder", "learning_rate_vae"]
+    made = optimizer("sgd", 0.1, **settings)
+    state = made.init(WEIGHTS)
+    for step in range(6):
+        change, state = made.update(WEIGHTS, state, WEIGHTS)
+        for name, rate in (("unet", "learning_rate"), ("text_encoder", "learning_rate_text_encoder")):
+            np.testing.assert_allclose(change[name]["w"], -rates[rate](step) * WEIGHTS[name]["w"], rtol=1e-6)
+    assert rates_of(0.1, steps=6).keys() == {"learning_rate"}
+
+
+def test_factors_that_do_not_fit():
+    made = optimizer("sgd", 0.1, steps=5, rates_by={"unet": 2.0, "controlnet": 2.0})
+    with pytest.raises(SfumatoError, match=r"^controlnet cannot .* what is trained is unet, text_encoder, vae.$"):
+        made.init(WEIGHTS)
+    with pytest.raises(SfumatoError, match=r"^unet cannot .* what is trained is one whole.$"):
+        made.init(jnp.ones(3))
+    with pytest.raises(SfumatoError, match="learning rate's factor of unet must lie in"):
+        optimizer("sgd", 0.1, steps=5, rates_by={"unet": -1.0})

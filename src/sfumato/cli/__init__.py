@@ -13,6 +13,7 @@ from sfumato.cli.annotate import annotate, annotators
 from sfumato.cli.generate import generate
 from sfumato.cli.inspect import inspect
 from sfumato.cli.samplers import samplers
+from sfumato.cli.train import app as train
 from sfumato.errors import SfumatoError
 from sfumato.version import __version__
 
@@ -22,12 +23,14 @@ app = typer.Typer(
 )  # fmt: skip
 for command in (generate, inspect, annotate, annotators, samplers):
     app.command()(command)
+app.add_typer(train, name="train")
 
 
-def _version(wanted: bool) -> None:
+def _version(wanted: bool) -> bool:
     if wanted:
         typer.echo(f"sfumato {__version__}")
         raise typer.Exit
+    return wanted
 
 
 @app.callback()

@@ -188,9 +188,10 @@ class TextTransformer(nnx.Module):
 class ClipTextEncoder(nnx.Module):
     """A CLIP text encoder; with `remat` set the backward pass recomputes layers (gradient checkpointing)."""
 
+    remat: bool = False
+
     def __init__(self, config: ClipTextConfig, *, rngs: nnx.Rngs):
         self.config = config
-        self.remat = False
         self.text_model = TextTransformer(config, rngs=rngs)
         if config.projects and config.projection_dim is not None:
             self.text_projection = linear(config.hidden_size, config.projection_dim, bias=False, rngs=rngs)

@@ -70,9 +70,23 @@ def attention(
     """Scaled dot-product attention (arXiv:1706.03762, eq. 1); `mask` is added to the logits.
 
     Large maps are never held whole: one head and one block of queries at a time, recomputed in the backward pass.
+    Under a mesh (`jax.sharding.use_abstract_mesh`) that divides the rows, each device does this with its own.
     """
     if mask is not None or q.shape[1] * k.shape[1] <= BLOCKED_FROM:
         return weigh(attention_map(q, k, mask), v)
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.size <= 1 or mesh.manual_axes or q.shape[0] % mesh.size:
+        return _blocked(q, k, v)
+    # The compiler does not see that the rounds of a loop over rows are independent: left to it, every device would
+    # gather the rows of all of them and go through them all.
+    rows = jax.sharding.PartitionSpec(mesh.axis_names)
+    return jax.shard_map(_blocked, in_specs=rows, out_specs=rows, check_vma=False)(q, k, v)
+
+
+def _blocked(
+    q: Float[Array, "B Q N D"], k: Float[Array, "B K N D"], v: Float[Array, "B K N D"]
+) -> Float[Array, "B Q N D"]:
+    """`attention` by head and block of queries."""
     batch, queries, heads, width = q.shape
     pad = -queries % QUERY_BLOCK
     blocks = jnp.pad(q, ((0, 0), (0, pad), (0, 0), (0, 0))).transpose(0, 2, 1, 3)

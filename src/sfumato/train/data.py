@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -48,6 +49,7 @@ class Batches:
         seed: int = 0,
         flip: bool = False,
         crop: bool = False,
+        zoom: float = 1.0,
         annotator: str | Callable[[Image.Image], Any] | None = None,
         annotator_options: Mapping[str, Any] | None = None,
         shard: tuple[int, int] = (0, 1),
@@ -61,17 +63,21 @@ class Batches:
         `batch` is the number of rows of this process, process `shard[0]` of `shard[1]`. `size` is (width, height) in
         multiples of 8, or several of them, such as `buckets((512, 512))`: then every batch is of one size, and a
         picture is trained at that which is nearest to its proportions. Pictures are resized to cover the size and
-        cropped: in the middle, or with `crop` at a place drawn at random. With `flip` half of them are mirrored. The
-        `annotator` makes the conditioning picture out of what is left of a picture, instead of one that the example
-        has. With `skip_broken` another example takes the place of one that cannot be read. `threads` or, if it is not
-        0, `workers` processes make the batches; a stream is shuffled within a `window` of so many examples.
+        cropped: in the middle, or with `crop` at a place drawn at random, after they have been enlarged by a factor
+        drawn from 1 to `zoom`. With `flip` half of them are mirrored. The `annotator` makes the conditioning picture
+        out of what is left of a picture, instead of one that the example has. With `skip_broken` another example takes
+        the place of one that cannot be read. `threads` or, if it is not 0, `workers` processes make the batches; a
+        stream is shuffled within a `window` of so many examples.
 
         Raises SfumatoError for a setting that does not fit and FileError for pictures that cannot be read, as far as
         their headers tell: of a list all are looked at, of a data set only if there are several sizes.
         """
         _check(batch, seed, shard, threads, workers, window)
+        if not (1 <= zoom < math.inf and (crop or zoom == 1)):
+            raise SfumatoError(f"zoom is a factor from 1 on, for pictures that are cropped (crop), not {zoom}.")
         sizes = _sizes(size)
-        maker = Maker(Prepare(seed, flip, crop, _annotator(annotator, annotator_options)), batch, shard, skip_broken)
+        prepare = Prepare(seed, flip, crop, zoom, _annotator(annotator, annotator_options))
+        maker = Maker(prepare, batch, shard, skip_broken)
         self.skipped, count = {}, None
         if isinstance(examples, Stream):
             self._feed = Windowed(examples, maker, sizes, seed, window, max(threads, 1))

@@ -96,7 +96,7 @@ class Denoising:
     def features(self, nets: Nets, batch: Batch, draws: Draws) -> TextFeatures:
         """The text features of each row, of those that are dropped the blank ones."""
         if "context" in batch:
-            found, blank = TextFeatures(batch["context"], batch.get("pooled")), nets["blank"]
+            found, blank = TextFeatures(batch["context"], batch.get("pooled")), TextFeatures(*nets["blank"])
         elif self.zeros:
             found = read(nets, batch["tokens"], self.family)
             blank = jax.tree.map(jnp.zeros_like, found)
@@ -123,17 +123,16 @@ def tokens(model: Model, texts: Iterable[str]) -> dict[str, Int32[np.ndarray, "B
     return {name: model.tokenizers[tokenizer_name(name)](texts) for name in model.text_encoders}
 
 
-def collate(model: Model, batch: Batch, *, conditioning: bool = False) -> dict[str, Any]:
+def collate(model: Model, batch: Batch, *further: str) -> dict[str, Any]:
     """A batch of the data as `Denoising` takes it. Raises SfumatoError if there is something missing.
 
     Takes "pixels" (or "latents", as the UNet sees them) and "text" (or "context" and, for SDXL, "pooled"); for SDXL
-    "sizes"; "weights" where there are some; and with `conditioning` the control pictures.
+    "sizes"; "weights" where there are some; and `further` arrays, such as "conditioning".
     """
     xl, read_before = model.unet.config.addition_embed_type == "text_time", "context" in batch
     names = ["latents" if "latents" in batch else "pixels", *(["sizes"] if xl else [])]
     names += ["context", *(["pooled"] if xl else [])] if read_before else []
-    names += ["conditioning"] if conditioning else []
-    names += ["weights"] if "weights" in batch else []
+    names += [*further, *(["weights"] if "weights" in batch else [])]
     missing = [name for name in names if name not in batch]
     missing += [] if read_before or "text" in batch else ["text"]
     if missing:
@@ -144,32 +143,56 @@ def collate(model: Model, batch: Batch, *, conditioning: bool = False) -> dict[s
 
 def networks(
     model: Model, *, without: Collection[str] = (), dtype: str | None = None, remat: bool = False, cached: bool = False,
+    reads: bool = False,
 ) -> dict[str, Any]:  # fmt: skip
     """The networks of a model by component name, in the type `dtype` (bfloat16 on accelerators, float32 on CPU).
 
     `without` names those that are not wanted, because they are trained. With `cached` the autoencoder and the text
     encoders are left out too, for batches hold what they would say (see `cache`); in their place is "blank", the
-    features of the empty caption. `remat` is gradient checkpointing.
+    features of the empty caption. One that `reads` has its text encoders nevertheless, because they are trained.
+    `remat` is gradient checkpointing.
     """
-    nets = {"unet": model.unet} if cached else {"unet": model.unet, "vae": model.vae, **model.text_encoders}
+    nets: dict[str, Any] = {"unet": model.unet} | ({} if cached else {"vae": model.vae})
+    nets |= model.text_encoders if reads or not cached else {}
     wanted = {name: checkpointed(net, remat) for name, net in nets.items() if name not in without}
-    if cached:
+    if cached and not reads:
         blank = _read(dict(model.text_encoders), tokens(model, [""]), Family(model.family))
         zeros = model.options.get("force_zeros_for_empty_prompt")
-        wanted["blank"] = jax.tree.map(jnp.zeros_like, blank) if zeros else blank
+        blank = jax.tree.map(jnp.zeros_like, blank) if zeros else blank
+        wanted["blank"] = (blank.hidden, blank.pooled)
     return cast(wanted, dtype or default_dtype())
 
 
-def cache(model: Model, batch: Batch) -> dict[str, Any]:
+def cache(model: Model, batch: Batch, *, reads: bool = False, edits: bool = False) -> dict[str, Any]:
     """A batch of the data with what its pictures and captions become ("latents", "context", "pooled") in their place:
-    work that is then not done again in every epoch. The latents are the means of the autoencoder's distribution."""
-    features = _read(dict(model.text_encoders), tokens(model, batch["text"]), Family(model.family))
-    found = {"latents": _encode(model.vae, batch["pixels"]), "context": features.hidden, "pooled": features.pooled}
-    kept = {name: value for name, value in batch.items() if name not in ("pixels", "text")}
+    work that is then not done again in every epoch. The latents are the means of the autoencoder's distribution.
+
+    For training that `reads`, captions stay. With `edits`, for InstructPix2Pix, the pictures before are replaced too,
+    by "channels": see `before`.
+    """
+    found = {"latents": _encode(model.vae, batch["pixels"])}
+    if not reads:
+        features = _read(dict(model.text_encoders), tokens(model, batch["text"]), Family(model.family))
+        found |= {"context": features.hidden, "pooled": features.pooled}
+    if edits:
+        found["channels"] = _before(model.vae, batch["conditioning"], scales_edits(model))
+    replaced = ("pixels", *([] if reads else ["text"]), *(["conditioning"] if edits else []))
+    kept = {name: value for name, value in batch.items() if name not in replaced}
     return kept | {name: np.asarray(a, np.float32) for name, a in found.items() if a is not None}
 
 
-_read = jax.jit(read, static_argnums=2)
+def before(vae: Any, pictures: Float[Array, "B H W 3"], scaled: bool) -> Float[Array, "B h w C"]:
+    """What a UNet that edits sees of pictures in [0, 1]: the means of their latents, for most models unscaled."""
+    latents = vae.posterior(2 * pictures - 1).mean
+    return vae.scale(latents) if scaled else latents
+
+
+def scales_edits(model: Model) -> bool:
+    """Whether the model's UNet sees scaled latents of the picture before an edit, which CosXL alone does."""
+    return bool(model.options.get("is_cosxl_edit"))
+
+
+_read, _before = jax.jit(read, static_argnums=2), jax.jit(before, static_argnums=2)
 
 
 @jax.jit

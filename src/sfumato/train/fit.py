@@ -71,6 +71,7 @@ def fit(
     keep: int = 2,
     best: str | None = "loss",
     resume: bool = True,
+    rates: Mapping[str, optax.Schedule] | None = None,
     on_step: Callable[[int, State, Mapping[str, jax.Array]], None] | None = None,
     tensorboard: bool = False,
     quiet: bool = False,
@@ -92,15 +93,20 @@ def fit(
         has the same losses, bit for bit, as one that was not.
     save_every: steps between checkpoints, which are written in the background. The last `keep` stay, and the one with
         the smallest mean of the metric `best` since the checkpoint before it.
+    rates: schedules, such as those of `optimizers.rates_of`, whose values in each step are told with the metrics under
+        these names; they change nothing.
     on_step: called with the number of steps done, the state and the metrics as soon as a step has been sent off;
         whoever looks at a value waits for it. The next step overwrites the state.
 
     SIGINT and SIGTERM end the run after the step under way, with a checkpoint. Raises SfumatoError for settings that
     do not fit, for a loss or gradients that are not finite, and if a checkpoint cannot be written.
     """
-    _check(steps=steps, accumulate=accumulate, save_every=save_every, keep=keep, seed=seed, clip=clip, ema=ema)
+    _check(
+        steps=steps, accumulate=accumulate, save_every=save_every, keep=keep, seed=seed, clip=clip, ema=ema,
+        rates=rates or {},
+    )  # fmt: skip
     mesh = shard.mesh_of() if mesh is None else mesh
-    step = Step(loss, optax.with_extra_args_support(optimizer), accumulate, clip, ema)
+    step = Step(loss, optax.with_extra_args_support(optimizer), accumulate, clip, ema, rates or {})
     folder = None if folder is None else Path(folder)
     with contextlib.ExitStack() as stack:
         saved = None
@@ -256,3 +262,6 @@ def _check(**settings: Any) -> None:
         raise SfumatoError(f"clip must be above 0, not {settings['clip']!r}; None does not clip.")
     if settings["ema"] is not None and not 0 < settings["ema"] < 1:
         raise SfumatoError(f"ema is a decay between 0 and 1, such as 0.9999, not {settings['ema']!r}.")
+    taken = sorted({"loss", "grad_norm", STOP} & settings["rates"].keys())
+    if taken:
+        raise SfumatoError(f"{taken[0]!r} is a metric of every run; call a schedule in rates something else.")

@@ -8,21 +8,79 @@ from typing import Any
 
 import optax
 
+from sfumato.controls.check import finite
 from sfumato.errors import SfumatoError
+
+LEARNING_RATE = "learning_rate"
 
 
 def optimizer(
     name: str = "adamw", rate: float = 1e-4, *, steps: int, schedule: str = "constant", warmup: int = 0,
     options: Mapping[str, Any] | None = None, schedule_options: Mapping[str, Any] | None = None,
+    rates_by: Mapping[str, float] | None = None,
 ) -> optax.GradientTransformationExtraArgs:  # fmt: skip
     """The optimizer of optax (or optax.contrib) of this name, with its own `options` such as b1 or weight_decay.
 
-    The learning rate follows `schedule` (see `schedule_of`). Raises SfumatoError for names and options that optax
-    does not have.
+    The learning rate follows `schedule` (see `schedule_of`). `rates_by` are factors of it for some components, which
+    are the first keys of what is trained ({"text_encoder": 0.5}); each component then has an optimizer of its own.
+    Raises SfumatoError for names and options that optax does not have, factors below 0 and, when it is begun with,
+    for components that are not trained.
     """
+    factors = _factors(rates_by)
     rates = schedule_of(schedule, rate, steps, warmup, schedule_options)
-    made = _called(name, optimizers(), {"learning_rate": rates}, options)
-    return optax.with_extra_args_support(made)
+
+    def made(factor: float = 1.0) -> optax.GradientTransformationExtraArgs:
+        made = _called(name, optimizers(), {LEARNING_RATE: scaled(rates, factor)}, options)
+        return optax.with_extra_args_support(made)
+
+    return (
+        by_component(made(), {component: made(factor) for component, factor in factors.items()}) if factors else made()
+    )
+
+
+def rates_of(
+    rate: float = 1e-4, *, steps: int, schedule: str = "constant", warmup: int = 0,
+    schedule_options: Mapping[str, Any] | None = None, rates_by: Mapping[str, float] | None = None,
+) -> dict[str, optax.Schedule]:  # fmt: skip
+    """The learning rates of `optimizer` with the same arguments, for `fit(rates=...)`: "learning_rate", and those of
+    components with a factor as "learning_rate_text_encoder". Raises SfumatoError as it does."""
+    rates = schedule_of(schedule, rate, steps, warmup, schedule_options)
+    own = {f"{LEARNING_RATE}_{name}": scaled(rates, factor) for name, factor in _factors(rates_by).items()}
+    return {LEARNING_RATE: rates, **own}
+
+
+def scaled(schedule: optax.Schedule, factor: float) -> optax.Schedule:
+    """The schedule times a number."""
+    return schedule if factor == 1 else lambda step: factor * schedule(step)
+
+
+def by_component(
+    others: optax.GradientTransformationExtraArgs, special: Mapping[str, optax.GradientTransformationExtraArgs]
+) -> optax.GradientTransformationExtraArgs:
+    """An optimizer for each component of what is trained, a dict: that of `special`, or one like `others`."""
+
+    def init(params: Any) -> dict[str, Any]:
+        known = list(params) if isinstance(params, dict) else []
+        strange = [name for name in special if name not in known]
+        if strange:
+            raise SfumatoError(
+                f"{strange[0]} cannot have a learning rate of its own: what is trained is "
+                f"{', '.join(known) or 'one whole'}."
+            )
+        return {name: special.get(name, others).init(value) for name, value in params.items()}
+
+    def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> tuple[Any, Any]:
+        changes, states = {}, {}
+        for name, own in updates.items():
+            weights = None if params is None else params[name]
+            changes[name], states[name] = special.get(name, others).update(own, state[name], weights, **extra)
+        return changes, states
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _factors(rates_by: Mapping[str, float] | None) -> dict[str, float]:
+    return {name: finite(f"The learning rate's factor of {name}", value, 0) for name, value in (rates_by or {}).items()}
 
 
 def schedule_of(

@@ -49,10 +49,12 @@ class Cut:
         return ImageOps.mirror(part) if self.flip else part
 
 
-def cut(picture: Size, size: Size, draws: Float32[np.ndarray, " 3"], *, flip: bool, crop: bool) -> Cut:
-    """What is trained on of a picture of that size. `draws` are uniform in [0, 1): mirror, top, left. Without `crop`
-    it is the middle."""
-    scale = max(size[0] / picture[0], size[1] / picture[1])
+def cut(
+    picture: Size, size: Size, draws: Float32[np.ndarray, " 4"], *, flip: bool, crop: bool, zoom: float = 1.0
+) -> Cut:
+    """What is trained on of a picture of that size. `draws` are uniform in [0, 1): mirror, top, left, zoom. Without
+    `crop` it is the middle. `zoom` is the largest factor by which the picture is enlarged beyond covering the size."""
+    scale = max(size[0] / picture[0], size[1] / picture[1]) * zoom ** float(draws[3])
     resized = (max(round(picture[0] * scale), size[0]), max(round(picture[1] * scale), size[1]))
     spare = resized[0] - size[0], resized[1] - size[1]
     top, left = (math.floor(draws[1] * (spare[1] + 1)), math.floor(draws[2] * (spare[0] + 1)))
@@ -68,6 +70,7 @@ class Prepare:
     seed: int
     flip: bool = False
     crop: bool = False
+    zoom: float = 1.0
     annotator: Callable[[Image.Image], Any] | None = None
 
     def __call__(self, example: Example, size: Size, epoch: int, number: int) -> dict[str, Any]:
@@ -76,14 +79,13 @@ class Prepare:
         The annotator, if there is one, sees what is trained on, at the size it is trained at. Raises FileError for a
         picture that cannot be read, or a conditioning picture of other proportions.
         """
-        draws = np.random.default_rng((0, self.seed, epoch, number)).random(4, np.float32)
+        draws = np.random.default_rng((0, self.seed, epoch, number)).random(5, np.float32)
         picture = opened(example.image, example.name)
-        part = cut(picture.size, size, draws[:3], flip=self.flip, crop=self.crop)
+        part = cut(picture.size, size, draws[[0, 1, 2, 4]], flip=self.flip, crop=self.crop, zoom=self.zoom)
         pixels = part.apply(picture)
-        texts = (example.text,) if isinstance(example.text, str) else example.text
         row = {
             "pixels": _numbers(pixels) * 2 - 1,
-            "text": texts[math.floor(draws[3] * len(texts))],
+            "text": self.text(example, epoch, number),
             "sizes": np.asarray([*picture.size[::-1], part.top, part.left, *size[::-1]], np.float32),
             "index": np.int64(number),
         }
@@ -94,6 +96,13 @@ class Prepare:
             check_proportions(picture.size, other.size, example.name)
             row["conditioning"] = _numbers(part.apply(other))
         return row
+
+    def text(self, example: Example, epoch: int, number: int) -> str:
+        """The text of an example; of several another one each time."""
+        if isinstance(example.text, str):
+            return example.text
+        draw = np.random.default_rng((0, self.seed, epoch, number)).random(4, np.float32)[3]
+        return example.text[math.floor(draw * len(example.text))]
 
 
 def _numbers(picture: Image.Image) -> Float32[np.ndarray, "H W 3"]:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses as dc
 import functools
+import inspect
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +15,8 @@ import optax
 from sfumato.types import pytree
 
 Loss = Callable[[Any, Any, Any, jax.Array], tuple[jax.Array, Mapping[str, jax.Array]]]
-"""(trainable, frozen, batch, key) -> (float32 mean over the rows of the batch, metrics that are such means too)."""
+"""(trainable, frozen, batch, key) -> (float32 mean over the rows of the batch, metrics that are such means too). One
+that changes in the course of training has a further parameter `step`, and is told how many steps are done."""
 
 STOP = "stop"
 """The metric that tells all processes whether one of them has been asked to stop."""
@@ -43,6 +45,8 @@ class Step:
     accumulate: int
     clip: float | None
     ema: float | None
+    rates: Mapping[str, optax.Schedule] = dc.field(default_factory=dict)
+    """Schedules by the metric that tells their value."""
 
     def begin(self, trainable: Any) -> State:
         """The state before the first step. It shares no memory with `trainable`: steps overwrite it."""
@@ -55,7 +59,7 @@ class Step:
     ) -> tuple[State, dict[str, jax.Array]]:
         """The state after a batch [parts, B / parts, ...], and the metrics. `stop` [1, devices]: who wants to stop."""
         key = jax.random.fold_in(jax.random.key(seed), state.step)
-        (value, metrics), gradients = self._gradients(state.trainable, frozen, batch, key)
+        (value, metrics), gradients = self._gradients(state, frozen, batch, key)
         norm = optax.global_norm(gradients)
         if self.clip is not None:
             share = jnp.minimum(1.0, self.clip / jnp.maximum(norm, 1e-12))
@@ -67,12 +71,16 @@ class Step:
             t = state.step.astype(jnp.float32)
             rate = 1 - jnp.minimum(self.ema, (1 + t) / (10 + t))
             average = jax.tree.map(lambda old, new: old + rate.astype(old.dtype) * (new - old), average, trainable)
-        told = {**metrics, "loss": value, "grad_norm": norm, STOP: stop.max()}
+        rates = {name: jnp.asarray(rate(state.step), jnp.float32) for name, rate in self.rates.items()}
+        told = {**metrics, **rates, "loss": value, "grad_norm": norm, STOP: stop.max()}
         return State(state.step + 1, trainable, optimizer, average), told
 
-    def _gradients(self, trainable: Any, frozen: Any, batch: Any, key: jax.Array) -> Any:
+    def _gradients(self, state: State, frozen: Any, batch: Any, key: jax.Array) -> Any:
         """((loss, metrics), gradients): means over the parts of the batch."""
-        graded = jax.value_and_grad(self.loss, has_aux=True)
+        trainable, loss = state.trainable, cast(Any, self.loss)
+        if "step" in inspect.signature(loss).parameters:
+            loss = functools.partial(loss, step=state.step)
+        graded = jax.value_and_grad(loss, has_aux=True)
         if self.accumulate == 1:
             return graded(trainable, frozen, jax.tree.map(lambda a: a[0], batch), key)
 
@@ -87,13 +95,16 @@ class Step:
         total, _ = jax.lax.scan(part, zeros, (jnp.arange(self.accumulate), batch))
         return jax.tree.map(lambda a: a / self.accumulate, total)
 
-    def compiled(self, state: State) -> Callable[..., tuple[State, dict[str, jax.Array]]]:
+    def compiled(self, state: State) -> jax.stages.Wrapped:
         """This as one program, which overwrites the state and leaves it where it lies."""
-        # XLA's CPU compiler takes out the barriers of gradient checkpointing unless it is told not to.
-        options = {"xla_disable_hlo_passes": "cse_barrier_expander"} if jax.default_backend() == "cpu" else None
         places = jax.tree.map(lambda leaf: leaf.sharding, state)
+        platforms = {device.platform for device in places.step.device_set}
+        # XLA's CPU compiler takes out the barriers of gradient checkpointing unless it is told not to.
+        options = {"xla_disable_hlo_passes": "cse_barrier_expander"} if platforms == {"cpu"} else None
 
         def train_step(*arguments: Any) -> tuple[State, dict[str, jax.Array]]:
-            return self(*arguments)
+            # So that what loops over rows can have each device loop over its own.
+            with jax.sharding.use_abstract_mesh(places.step.mesh.abstract_mesh):
+                return self(*arguments)
 
         return jax.jit(train_step, donate_argnums=0, out_shardings=(places, None), compiler_options=options)

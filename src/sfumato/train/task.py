@@ -14,6 +14,8 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from sfumato.adapters.live import copied
+from sfumato.images import Images
+from sfumato.train.samples import Sampling
 
 T = TypeVar("T")
 M = TypeVar("M", bound=nnx.Module)
@@ -38,6 +40,10 @@ class Task:
     """From a batch of the data to what `loss` takes: numpy arrays with the pictures as first axis, texts tokenized."""
     export: Callable[[Any, Path], None]
     """(trainable, folder): writes what other programs load. The folder must not exist or be empty."""
+    draw: Callable[[Any, Sampling], Images]
+    """(trainable, wishes) -> pictures of the model with what is trained in it, in the order of the wishes. The arrays
+    are whole (`shard.gather`), on the host or on one device. Drawing again with others of their shapes compiles
+    nothing."""
 
 
 def masters(tree: T) -> T:
@@ -54,12 +60,19 @@ def cast(tree: T, dtype: Any) -> T:
     return jax.tree.map(convert, tree)
 
 
+def to_draw_with(trained: Mapping[str, Any], dtype: Any) -> dict[str, Any]:
+    """Networks that are trained, by component name, as sampling takes them: in `dtype`, without checkpointing."""
+    return {name: checkpointed(cast(network, dtype), False) for name, network in trained.items()}
+
+
 def checkpointed(network: M, remat: bool = True) -> M:
     """The network with gradient checkpointing on (or off) in all of its parts that have it; arrays are shared."""
     network = copied(network)
     for _, module in nnx.iter_modules(network):
-        if hasattr(module, "remat"):
-            module.remat = remat  # type: ignore[attr-defined]
+        if remat and hasattr(module, "remat"):
+            module.remat = True  # type: ignore[attr-defined]
+        elif "remat" in vars(module):
+            del module.remat  # type: ignore[attr-defined]  # a network that has False is another one for jax
     return network
 
 

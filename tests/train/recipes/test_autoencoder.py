@@ -1,4 +1,4 @@
-"""Autoencoder training: equal to a torch step; the terms of the loss mean what they say."""
+"""Autoencoder training: equal to torch steps, with a discriminator and without; what it draws and exports."""
 
 from __future__ import annotations
 
@@ -12,87 +12,134 @@ import optax
 import pytest
 
 import sfumato
+from sfumato import image
 from sfumato.errors import SfumatoError
 from sfumato.io.fill import fill
-from sfumato.train.recipes.autoencoder import COLOURS, Reconstruction, autoencoder, pooled
+from sfumato.train.discriminator import Adversarial
+from sfumato.train.recipes.autoencoder import autoencoder
+from sfumato.train.reconstruction import COLOURS, Reconstruction
+from sfumato.train.samples import Sampling
+from train.judging import TINY, sides, torch_judge, torch_loss
 
 from oracle import lazy, to_torch
 from training import assert_same, batch
 
-SETTINGS = [Reconstruction(kl=1e-3), Reconstruction(l1=0.3, scales=1.0, edges=0.2, kl=1e-2, decorrelated=False)]
+WEIGHTS = Reconstruction(l1=0.5, kl=1e-3)
+JUDGED = Adversarial(0.3, start=70, discriminator=TINY)
+# A larger epsilon than usual: gradients that are zero but for rounding would otherwise decide on full steps.
+ADAM = {"eps": 1e-4, "weight_decay": 0.01}
 
 
-def torch_loss(vae: Any, pixels: np.ndarray, noise: np.ndarray, weights: Reconstruction) -> Any:
+@pytest.fixture(scope="module")
+def program(models):
+    """A task with all terms, its optimizer, and the program of a step of both."""
+    task, optimizer = autoencoder(models("sd1"), WEIGHTS, JUDGED, remat=True), optax.adamw(1.0, **ADAM)
+
+    @jax.jit
+    def update(trained: Any, state: Any, data: Any, step: int, rate: float) -> Any:
+        key = jax.random.key(step)
+        (loss, terms), gradients = jax.value_and_grad(task.loss, has_aux=True)(trained, {}, data, key, step)
+        updates, state = optimizer.update(gradients, state, trained)
+        updates = jax.tree.map(lambda update: rate * update, updates)
+        return optax.apply_updates(trained, updates), state, terms | {"loss": loss}, gradients
+
+    return task, optimizer, update
+
+
+def torch_step(vae: Any, judge: Any, pixels: Any, noise: np.ndarray) -> float:
+    """The sum of all losses; both networks have the gradients of their own loss then."""
     import torch
-    from torch.nn.functional import avg_pool2d
 
-    target = to_torch(pixels)
-    posterior = vae.encode(target).latent_dist
-    off = vae.decode(posterior.mean + posterior.std * to_torch(noise)).sample - target
-    if weights.decorrelated:
-        off = torch.einsum("dc,bchw->bdhw", torch.tensor(COLOURS), off)
-    edges = (off[:, :, 1:] - off[:, :, :-1]).abs().mean() + (off[..., 1:] - off[..., :-1]).abs().mean()
-    scales = sum(avg_pool2d(off, size).abs().mean() for size in (2, 4, 8)) / 3
-    return (
-        weights.l1 * off.abs().mean() + weights.scales * scales + weights.edges * edges / 2
-        + weights.kl * posterior.kl().mean()
-    )  # fmt: skip
+    vae.zero_grad()
+    judge.zero_grad()
+    posterior = vae.encode(pixels).latent_dist
+    rebuilt = vae.decode(posterior.mean + posterior.std * to_torch(noise)).sample
+    off = torch.einsum("dc,bchw->bdhw", torch.tensor(COLOURS), rebuilt - pixels)
+    loss = torch_loss(off, WEIGHTS) + WEIGHTS.kl * posterior.kl().mean()
+    generator, discriminator = sides(judge, rebuilt, pixels)
+    loss = loss + JUDGED.weight * generator
+    loss.backward(inputs=list(vae.parameters()))
+    discriminator.backward(inputs=list(judge.parameters()))
+    return (loss + discriminator).item()
 
 
 @pytest.mark.slow
 @pytest.mark.parity
-@pytest.mark.parametrize("weights", SETTINGS)
-def test_loss_and_gradients_are_the_references(pair, weights):
-    both, data, key = pair("sd1"), batch(), jax.random.key(3)
-    vae = copy.deepcopy(both.pipeline.vae).train()
-    loss = torch_loss(vae, data["pixels"], np.asarray(jax.random.normal(key, (3, 8, 8, 4))), weights)
-    loss.backward()
-    task = autoencoder(both.model, weights, remat=True)
-    step = jax.jit(jax.value_and_grad(task.loss, has_aux=True))
-    (ours, terms), gradients = step(task.trainable, task.frozen, task.collate(data), key)
-    assert float(ours) == pytest.approx(loss.item(), rel=1e-4)
-    assert terms.keys() == {"l1", "scales", "edges", "kl", "psnr"}
-    theirs = fill(task.trainable["vae"], lazy({name: p.grad for name, p in vae.named_parameters()}))
-    assert_same(gradients, {"vae": theirs})
+def test_five_steps_are_the_references(pair, program):
+    import torch
 
+    task, optimizer, update = program
+    nets = {"discriminator": torch_judge(), "vae": copy.deepcopy(pair("sd1").pipeline.vae).train()}
+    assert task.trainable.keys() == nets.keys()
 
-def test_pooling_is_the_mean_of_squares():
-    x = jnp.arange(2 * 5 * 4 * 1.0).reshape(2, 5, 4, 1)
-    np.testing.assert_allclose(pooled(x, 2)[0, 0, 0, 0], np.mean([0, 1, 4, 5]))
-    assert pooled(x, 2).shape == (2, 2, 2, 1)
+    def as_ours(values: str) -> dict[str, Any]:
+        """Weights ("data") or gradients ("grad") of the torch networks as ours."""
+        named = {name: {key: getattr(p, values) for key, p in net.named_parameters()} for name, net in nets.items()}
+        return {name: fill(task.trainable[name], lazy(found)) for name, found in named.items()}
 
-
-def test_green_errors_count_more_in_decorrelated_colours():
-    matrix = np.array(COLOURS)
-    grey, green = (np.abs(matrix @ np.array(off)).sum() for off in ((1, 1, 1), (0, 1, 0)))
-    assert np.abs(matrix @ np.ones(3))[1:].max() == 0
-    assert green > grey
+    trained = as_ours("data")
+    state = optimizer.init(trained)
+    theirs = torch.optim.AdamW([p for net in nets.values() for p in net.parameters()], 1e-3, **ADAM)
+    for number in range(5):
+        data, step = batch(number), JUDGED.start + number
+        noise = np.asarray(jax.random.normal(jax.random.key(step), (3, 8, 8, 4)))
+        expected = torch_step(nets["vae"], nets["discriminator"], to_torch(data["pixels"]), noise)
+        gradients = as_ours("grad")
+        theirs.step()
+        trained, state, terms, ours = update(trained, state, task.collate(data), step, 1e-3)
+        assert float(terms["loss"]) == pytest.approx(expected, rel=1e-4)
+        if number == 0:
+            assert_same(ours, gradients)
+    assert_same(trained, as_ours("data"))
+    told = {"l1", "scales", "edges", "kl", "psnr", "reconstruction", "generator", "discriminator"}
+    assert terms.keys() == told | {"loss"}
 
 
 @pytest.mark.slow
-def test_it_learns_a_picture_from_scratch_and_exports(models, tmp_path):
-    model = models("sd1")
-    task = autoencoder(model, scratch=True, seed=1)
-    optimizer = optax.adam(3e-3)
+def test_it_learns_a_picture_from_scratch_and_exports(program, models, tmp_path):
+    _, optimizer, update = program
+    task = autoencoder(models("sd1"), WEIGHTS, JUDGED, scratch=True, seed=1, remat=True)
     data = task.collate({"pixels": np.broadcast_to(batch()["pixels"][:, :1, :1], (3, 16, 16, 3))})
-
-    @jax.jit
-    def update(trained: Any, state: Any, key: jax.Array) -> Any:
-        (loss, _), gradients = jax.value_and_grad(task.loss, has_aux=True)(trained, {}, data, key)
-        updates, state = optimizer.update(gradients, state, trained)
-        return optax.apply_updates(trained, updates), state, loss
-
-    trained, losses = task.trainable, []
+    trained, losses, judges = task.trainable, [], []
     state = optimizer.init(trained)
-    for step in range(60):
-        trained, state, loss = update(trained, state, jax.random.key(step))
-        losses.append(float(loss))
-    assert losses[-1] < losses[0] / 3
+    for step in range(72):
+        trained, state, terms, gradients = update(trained, state, data, step, 4e-3)
+        losses.append(float(terms["reconstruction"]))
+        judges.append(any(np.any(leaf) for leaf in jax.tree.leaves(gradients["discriminator"])))
+    assert losses[69] < losses[0] / 3
+    assert judges == [False] * 70 + [True] * 2
     task.export(trained, tmp_path / "out")
+    assert not [file for file in (tmp_path / "out").rglob("*") if "discriminator" in file.name]
     again = sfumato.load(tmp_path / "out")
     np.testing.assert_array_equal(again.vae.decoder.conv_in.kernel[...], trained["vae"].decoder.conv_in.kernel[...])
 
 
-def test_negative_weights_are_refused():
-    with pytest.raises(SfumatoError, match="negative"):
-        Reconstruction(kl=-1)
+def test_without_weight_there_is_no_discriminator(models):
+    task = autoencoder(models("sd1"), adversarial=Adversarial(0.0))
+    assert task.trainable.keys() == {"vae"}
+    key, pixels = jax.random.key(0), jnp.zeros((1, 16, 16, 3))
+    programs = [
+        str(jax.make_jaxpr(other.loss)(task.trainable, {}, {"pixels": pixels}, key))
+        for other in (task, autoencoder(models("sd1")))
+    ]
+    assert programs[0] == programs[1]
+
+
+@pytest.mark.slow
+def test_it_draws_what_is_left_of_pictures(models, tmp_path, compiled):
+    model, rng = models("sd1"), np.random.default_rng(0)
+    names = [str(tmp_path / f"{number}.png") for number in range(2)]
+    for name, size in zip(names, ((16, 16), (40, 20)), strict=True):
+        image.write(image.read(rng.integers(0, 255, (*size, 3), np.uint8)), name)
+    task = autoencoder(model, remat=True)
+    drawn = task.draw(task.trainable, Sampling((), tuple(names), size=(16, 16)))
+    assert [picture.size for picture in drawn] == [(16, 16)] * 2
+    pixels = image.to_array(names[0])[None]
+    expected = jax.jit(lambda vae, pixels: vae.decode(vae.encode(pixels)))(model.vae, pixels)
+    np.testing.assert_allclose(drawn[0].array, np.asarray(expected[0].clip(-1, 1) + 1) * 127.5, atol=0.51)
+    compiled.clear()
+    changed = jax.tree.map(lambda a: a * 0.9, task.trainable)
+    assert np.any(task.draw(changed, Sampling((), (names[0],), size=(16, 16)))[0].array != drawn[0].array)
+    assert not [name for name in compiled if name in ("_encode", "decode")]
+    with pytest.raises(SfumatoError, match="multiples of 2"):
+        task.draw(task.trainable, Sampling((), (names[0],), size=(17, 16)))

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import dataclasses as dc
+import functools
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
 
 import sfumato
 from sfumato.errors import SfumatoError
+from sfumato.model import Model
+from sfumato.train.denoising import cache
 from sfumato.train.objective import Draws
-from sfumato.train.recipes.dreambooth import WithPrior, class_pictures, dreambooth, weighted
-from train.recipes.adapting import learned, numbers, one_picture, same_numbers, step
+from sfumato.train.recipes.dreambooth import WithPrior, class_pictures, dreambooth, named, shown, weighted
 
-from training import Reference, assert_same, batch, draws, our_step
+from training import Reference, assert_parity, batch, draws, our_step, step
 
 SUBJECT, CLASS = "a photo of sks dog", "a photo of a dog"
 
@@ -38,6 +42,16 @@ class Data:
         self.number = state["number"]
 
 
+class Cached:
+    """Batches of which all is worked out that does not change."""
+
+    def __init__(self, model: Model, prompt: str, data: Data):
+        self.model, self.prompt, self.data = model, prompt, data
+
+    def __next__(self) -> dict[str, Any]:
+        return cache(self.model, named(next(self.data), self.prompt, None))
+
+
 def part(drawn: Draws, rows: slice) -> Draws:
     return jax.tree.map(lambda a: a[rows], drawn)
 
@@ -53,19 +67,14 @@ def theirs(reference: Reference, data: dict[str, Any], drawn: Draws, weight: flo
 
 @pytest.mark.slow
 @pytest.mark.parity
-@pytest.mark.parametrize(("text", "weight"), [(False, 1.0), (True, 0.3)])
-def test_a_step_is_that_of_the_reference(text, weight, pair):
-    both, drawn = pair("sd1", small=True), draws()
-    data = next(WithPrior(Data(2), Data(1)))
-    task = dreambooth(both.model, prompt=SUBJECT, class_prompt=CLASS, prior_weight=weight, text=text)
-    names = ["unet", "text_encoder"] if text else ["unet"]
+def test_five_steps_are_those_of_the_reference(pair):
+    both, batches, names = pair("sd1", small=True), WithPrior(Data(2), Data(1)), ["unet", "text_encoder"]
+    task = dreambooth(both.model, prompt=SUBJECT, class_prompt=CLASS, prior_weight=0.3, text=True)
     assert task.trainable.keys() == set(names)
+    assert dreambooth(both.model).trainable.keys() == {"unet"}
     reference = Reference(both.pipeline, {name: getattr(both.pipeline, name) for name in names})
-    loss = theirs(reference, data, drawn[0], weight, 2)
-    loss.backward()
-    (ours, _), gradient = our_step(task, drawn)(task.trainable, data)
-    assert abs(float(ours) - float(loss.detach())) <= 1e-4 * float(loss.detach())
-    assert_same(gradient, reference.as_ours(task.trainable, gradients=True))
+    loss = functools.partial(theirs, reference, weight=0.3, first=2)
+    assert_parity(task, reference, draws(5), [next(batches) for _ in range(5)], loss)
 
 
 @pytest.mark.slow
@@ -132,23 +141,54 @@ def test_batches_go_on_from_a_state():
     np.testing.assert_array_equal(next(both)["pixels"], next(other)["pixels"])
 
 
+@pytest.mark.slow
+def test_cached_batches_give_the_same_loss(models):
+    model, (drawn,) = models("sd1"), draws(dropped=(True, False, False))
+    drawn = dc.replace(drawn, posterior=jnp.zeros_like(drawn.posterior))  # the mean, as cached
+    settings = {"prompt": SUBJECT, "class_prompt": CLASS, "prior_weight": 0.3}
+    plain, cached = dreambooth(model, **settings), dreambooth(model, **settings, cached=True)
+    assert cached.frozen.keys() == {"blank"}
+    assert dreambooth(model, **settings, cached=True, rank=2).frozen.keys() == {"blank", "unet"}
+    kept = next(WithPrior(Cached(model, SUBJECT, Data(2)), Cached(model, CLASS, Data(1))))
+    assert shown(kept).shape == (3, 8, 8, 4)
+    wanted = our_step(plain, [drawn], gradients=False)(plain.trainable, next(WithPrior(Data(2), Data(1))))
+    ours = our_step(cached, [drawn], gradients=False)(plain.trainable, kept)
+    assert float(ours) == pytest.approx(float(wanted), rel=1e-5)
+
+
+def test_what_cannot_be_cached():
+    halves: list[dict[str, Any]] = [{"latents": np.zeros((1, 8, 8, 4)), "text": [""]}, next(Data(1))]
+    with pytest.raises(SfumatoError, match="only one kind"):
+        next(WithPrior(*map(iter, zip(halves, strict=True))))
+
+
+@pytest.mark.parametrize("rank", [None, 2])
+def test_text_encoders_are_trained_on_cached_latents_and_captions_that_are_read(loaded, rank):
+    task = dreambooth(loaded("sd1"), text=True, cached=True, rank=rank)
+    assert task.frozen.keys() == (set() if rank is None else {"unet", "text_encoder"})
+
+
 def test_pictures_of_two_sizes():
     with pytest.raises(SfumatoError, match="one size, not 16 x 16 and 16 x 8"):
         next(WithPrior(Data(2), Data(1, 8)))
 
 
-@pytest.mark.slow
-def test_the_loop_takes_them_and_goes_on(models, tmp_path):
+def test_the_loop_takes_them_and_goes_on(loaded, tmp_path):
+    """With a loss of the pictures and their weights alone, which compiles quickly."""
     import optax
 
     from sfumato.train.fit import fit
 
-    task = dreambooth(models("sd1"), prompt=SUBJECT, class_prompt=CLASS, rank=2)
+    task = dreambooth(loaded("sd1"), prompt=SUBJECT, class_prompt=CLASS, rank=2)
+
+    def loss(factors: Any, frozen: Any, rows: Any, key: Any) -> Any:
+        shade = (rows["pixels"].mean((1, 2, 3)) * rows["weights"]).mean()
+        return jnp.square(1 + shade) * sum(jnp.square(leaf).sum() for leaf in jax.tree.leaves(factors)), {}
 
     def run(steps: int, folder: Any) -> Any:
         return fit(
-            task.loss, task.trainable, WithPrior(Data(2), Data(1)), optax.adamw(1e-2), frozen=task.frozen,
-            collate=task.collate, steps=steps, folder=folder, quiet=True,
+            loss, task.trainable, WithPrior(Data(2), Data(1)), optax.sgd(1e-2), collate=task.collate, steps=steps,
+            folder=folder, quiet=True,
         )  # fmt: skip
 
     run(2, tmp_path / "a")
@@ -175,25 +215,3 @@ def test_pictures_of_the_class_are_made_where_there_are_too_few(models, tmp_path
     assert class_pictures(model, CLASS, folder, 3, **settings) == [made[0], made[2], folder / "mine.JPG"]
     assert len(class_pictures(model, CLASS, folder, 4, batch=1, **settings)) == 4
     assert [made[0].stat().st_mtime_ns, made[2].stat().st_mtime_ns] == [before[0], before[2]]
-
-
-# The end
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("rank", [None, 8])
-def test_it_learns_a_picture_and_exports_it(rank, models, tmp_path):
-    model, data = models("sd1"), one_picture()
-    before = numbers(model)
-    task = dreambooth(model, prompt=SUBJECT, rank=rank)
-    trained, base, after = learned(task, data, 30, 2e-3 if rank is None else 1e-2)
-    assert after < 0.7 * base
-    task.export(trained, tmp_path / "out")
-    if rank is None:
-        exported = jax.tree.leaves(sfumato.load(tmp_path / "out").unet)
-        assert same_numbers(exported, jax.tree.leaves(trained["unet"]))
-    else:
-        again = dreambooth(sfumato.load_lora(tmp_path / "out", model).apply(model), prompt=SUBJECT)
-        want = step(task, trained, data, draws()[0])[0]
-        assert step(again, again.trainable, data, draws()[0])[0] == pytest.approx(want, rel=1e-4)
-    assert same_numbers(numbers(model), before)

@@ -7,11 +7,13 @@ import dataclasses as dc
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import sfumato
 from sfumato.errors import SfumatoError
+from sfumato.train.denoising import cache
 from sfumato.train.recipes.instruct_pix2pix import instruct_pix2pix, widened
 from sfumato.train.recipes.text_to_image import text_to_image
 
@@ -43,11 +45,11 @@ def seen(reference: Reference, data: Any, drawn: Any, noisy: Any, t: Any, argume
 
 @pytest.mark.parity
 @pytest.mark.parametrize("kind", ["sd1", "sdxl"])
-def test_loss_and_gradients_are_the_references(pair, kind):
+def test_five_steps_are_those_of_the_reference(pair, kind):
     both = pair(kind, small=True)
     blank = None if both.model.options.get("force_zeros_for_empty_prompt") else ""
     reference = Reference(both.pipeline, {"unet": wide(both.pipeline.unet)}, blank=blank, extend=seen)
-    assert_parity(instruct_pix2pix(both.model), reference, draws(**DROPPED))
+    assert_parity(instruct_pix2pix(both.model), reference, draws(5, **DROPPED))
 
 
 def test_the_start_is_the_model_it_comes_from(models):
@@ -57,6 +59,23 @@ def test_the_start_is_the_model_it_comes_from(models):
     wanted = our_step(plain, drawn, gradients=False)(plain.trainable, batch())
     assert float(loss) == pytest.approx(float(wanted), rel=1e-5)
     assert np.any(leaves(gradients)["unet", "conv_in", "kernel"][:, :, 4:])
+
+
+def test_cached_batches_give_the_same_loss(models):
+    model, (drawn,) = models("sd1"), draws(**DROPPED)
+    drawn = dc.replace(drawn, posterior=jnp.zeros_like(drawn.posterior))  # the mean, as cached
+    plain, cached = instruct_pix2pix(model), instruct_pix2pix(model, cached=True)
+    kept = cache(model, batch(), edits=True)
+    assert cached.frozen.keys() == {"blank"}
+    assert kept.keys() == {"latents", "context", "channels", "sizes"}
+    widened = jax.tree.map(lambda a: a + np.float32(0.01), plain.trainable)  # so that the picture before has an effect
+    wanted = our_step(plain, [drawn], gradients=False)(widened, batch())
+    run = our_step(cached, [drawn], gradients=False)
+    assert float(run(widened, kept)) == pytest.approx(float(wanted), rel=1e-5)
+    assert float(run(widened, kept | {"channels": 0 * kept["channels"]})) != pytest.approx(float(wanted), rel=1e-3)
+    cosxl = dc.replace(model, options={**model.options, "is_cosxl_edit": True})
+    scaled = cache(cosxl, batch(), edits=True)["channels"]
+    np.testing.assert_allclose(scaled, kept["channels"] * model.vae.config.scaling_factor, rtol=1e-5)
 
 
 def test_widening_keeps_what_is_there(models):
@@ -93,6 +112,8 @@ def test_bad_input_is_one_sentence(models):
         instruct_pix2pix(models("sd1-inpaint"))
     with pytest.raises(SfumatoError, match="needs conditioning"):
         instruct_pix2pix(models("sd1")).collate({"pixels": batch()["pixels"], "text": ["a"]})
+    with pytest.raises(SfumatoError, match="needs channels"):
+        instruct_pix2pix(models("sd1"), cached=True).collate({**batch(), "latents": 0, "context": 0})
 
 
 def test_a_model_of_eight_channels_goes_on(models):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses as dc
 from pathlib import Path
 from typing import Any
 
@@ -10,90 +9,69 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
+from PIL import Image
 
-from sfumato.errors import SfumatoError
+from sfumato.image import read, resize, to_array
+from sfumato.images import Images, Picture
 from sfumato.io.load import default_dtype
 from sfumato.io.save import save
 from sfumato.model import Model
+from sfumato.models.vae import AutoencoderKL
+from sfumato.plan import size_of
+from sfumato.run import decode, encode_image, tiling
 from sfumato.train.denoising import with_networks
+from sfumato.train.discriminator import Adversarial, PatchDiscriminator
+from sfumato.train.reconstruction import Reconstruction
+from sfumato.train.samples import Sampling
 from sfumato.train.task import Batch, Metrics, Task, cast, checkpointed, fresh, masters
-
-COLOURS = ((0.4, 0.4, 0.4), (0.5, 0.0, -0.5), (-0.75, 1.5, -0.75))
-"""Brightness, red against blue, green against both: in plain RGB an error of one colour among greys costs too little,
-and small autoencoders lose the greens."""
-
-
-@dc.dataclass(frozen=True)
-class Reconstruction:
-    """The loss of an autoencoder: the sum of the terms below. Raises SfumatoError for negative weights."""
-
-    l1: float = 1.0
-    """Weight of the mean absolute difference of pixels."""
-    scales: float = 0.5
-    """Weight of the same at 1/2, 1/4 and 1/8 of the size, averaged."""
-    edges: float = 0.5
-    """Weight of the mean absolute difference of the differences between neighbouring pixels."""
-    kl: float = 1e-6
-    """Weight of the divergence of the latents from the standard normal distribution, in nats a picture."""
-    decorrelated: bool = True
-    """Compare colours along the axes `COLOURS` instead of red, green and blue."""
-
-    def __post_init__(self) -> None:
-        if min(self.l1, self.scales, self.edges, self.kl) < 0:
-            raise SfumatoError(f"Weights of a loss are 0 or more, and here one is negative: {self}.")
-
-    def __call__(
-        self, vae: Any, pixels: Float[Array, "B H W 3"], noise: Float[Array, "B h w Z"]
-    ) -> tuple[Float[Array, ""], Metrics]:
-        """The loss of pictures in [-1, 1] whose latents `noise` picks, and each of its terms."""
-        posterior = vae.posterior(pixels)
-        off = vae.decode(vae.scale(posterior.sample(noise))) - pixels
-        mse = jnp.square(off).mean()
-        if self.decorrelated:
-            off = off @ jnp.array(COLOURS, jnp.float32).T
-        terms = {
-            "l1": jnp.abs(off).mean(),
-            "scales": jnp.stack([jnp.abs(pooled(off, size)).mean() for size in (2, 4, 8)]).mean(),
-            "edges": (jnp.abs(jnp.diff(off, axis=1)).mean() + jnp.abs(jnp.diff(off, axis=2)).mean()) / 2,
-            "kl": posterior.kl().mean(),
-        }
-        loss = sum(getattr(self, name) * value for name, value in terms.items())
-        return jnp.asarray(loss), terms | {"psnr": 10 * jnp.log10(4 / mse)}
-
-
-def pooled(x: Float[Array, "B H W C"], size: int) -> Float[Array, "B h w C"]:
-    """Means of squares of `size` pixels; what is left over at the ends is left out."""
-    batch, height, width, channels = x.shape
-    x = x[:, : height - height % size, : width - width % size]
-    return x.reshape(batch, height // size, size, width // size, size, channels).mean((2, 4))
 
 
 def autoencoder(
-    model: Model, reconstruction: Reconstruction | None = None, *, scratch: bool = False, seed: int = 0,
-    dtype: str | None = None, remat: bool = False,
+    model: Model, reconstruction: Reconstruction | None = None, adversarial: Adversarial | None = None, *,
+    scratch: bool = False, seed: int = 0, dtype: str | None = None, remat: bool = False,
 ) -> Task:  # fmt: skip
     """Trains the autoencoder of `model`, or with `scratch` a new one of the same configuration out of `seed`.
 
-    `dtype` is what is computed in, `remat` gradient checkpointing. Exports the whole model. A UNet that was trained
-    before does not know the new latents.
+    `adversarial` trains a discriminator beside it, as "discriminator" of the trainable weights; without it, or with a
+    weight of 0, there is none. The loss is then the sum of both sides, so that checkpoints are to be compared by the
+    metric "reconstruction". `dtype` is what is computed in, `remat` gradient checkpointing. Exports the whole model,
+    without the discriminator. A UNet that was trained before does not know the new latents; for one that is to be
+    trained on them, see `sfumato.train.standardise.standardised`.
     """
     reconstruction, compute = reconstruction or Reconstruction(), dtype or default_dtype()
     start: nnx.Module = fresh(model.vae, seed) if scratch else model.vae
+    trainable: dict[str, Any] = {"vae": checkpointed(masters(start), remat)}
+    judged = adversarial if adversarial is not None and adversarial.weight > 0 else None
+    if judged is not None:
+        trainable["discriminator"] = masters(PatchDiscriminator(judged.discriminator, rngs=nnx.Rngs(seed)))
 
-    def loss(trained: Any, frozen: Any, batch: Batch, key: jax.Array) -> tuple[Float[Array, ""], Metrics]:
-        vae, pixels = cast(trained["vae"], compute), jnp.asarray(batch["pixels"])
-        rows, height, width, _ = pixels.shape
-        shape = (rows, height // vae.factor, width // vae.factor, vae.config.latent_channels)
-        return reconstruction(vae, pixels, jax.random.normal(key, shape))
+    def loss(
+        trained: Any, frozen: Any, batch: Batch, key: jax.Array, step: Int[Array, ""] | int = 0
+    ) -> tuple[Float[Array, ""], Metrics]:
+        nets, pixels = cast(trained, compute), jnp.asarray(batch["pixels"])
+        vae: AutoencoderKL = nets["vae"]
+        posterior = vae.posterior(pixels)
+        rebuilt = vae.decode(vae.scale(posterior.sample(jax.random.normal(key, posterior.mean.shape))))
+        value, metrics = reconstruction(rebuilt, pixels, posterior)
+        if judged is None:
+            return value, metrics
+        more, sides = judged(nets["discriminator"], rebuilt, pixels, step)
+        return value + more, metrics | {"reconstruction": value} | sides
 
     def export(trained: Any, folder: Path) -> None:
         save(with_networks(model, trained), folder)
 
-    return Task(
-        {"vae": checkpointed(masters(start), remat)},
-        {},
-        loss,
-        lambda batch: {"pixels": np.asarray(batch["pixels"], np.float32)},
-        export,
-    )
+    def draw(trained: Any, wishes: Sampling) -> Images:
+        wishes.check(prompts=False, pictures=True)
+        vae, size = checkpointed(cast(trained["vae"], compute), False), size_of(model, wishes.size)
+        return Images([through(vae, resize(read(name), size)) for name in wishes.pictures])
+
+    return Task(trainable, {}, loss, lambda batch: {"pixels": np.asarray(batch["pixels"], np.float32)}, export, draw)
+
+
+def through(vae: AutoencoderKL, picture: Image.Image) -> Picture:
+    """What is left of a picture that goes through the autoencoder, by the mean of its latents."""
+    height, width = picture.height // vae.factor, picture.width // vae.factor
+    tiled = tiling((height, width, vae.config.latent_channels), None)
+    return Picture(np.asarray(decode(vae, encode_image(vae, to_array(picture)[None], tiled), tiled)[0]))

@@ -11,7 +11,10 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
+from sfumato.controls import CFG
+from sfumato.controls.controlnet import ControlNet as Control
 from sfumato.errors import SfumatoError
+from sfumato.images import Images
 from sfumato.io.save import save
 from sfumato.model import Model, check_fits
 from sfumato.models.config import ControlNetConfig, EncoderConfig
@@ -20,7 +23,8 @@ from sfumato.models.layers import abstract
 from sfumato.models.unet import UNet
 from sfumato.train.denoising import Denoising, Nets, check_channels, collate, networks
 from sfumato.train.objective import Draws, Objective
-from sfumato.train.task import Batch, Task, checkpointed, filled, masters, values_of
+from sfumato.train.samples import Sampling, drawn
+from sfumato.train.task import Batch, Task, checkpointed, filled, masters, to_draw_with, values_of
 from sfumato.types import Conditioning
 
 
@@ -47,12 +51,18 @@ def controlnet(
     def export(trained: Any, folder: Path) -> None:
         save(trained["controlnet"], folder)
 
+    def draw(trained: Any, wishes: Sampling) -> Images:
+        wishes.check(pictures=True)
+        control = Control(to_draw_with(trained, model.dtype)["controlnet"], list(wishes.pictures))
+        return drawn(model, wishes, [CFG(wishes.guidance), control])
+
     return Task(
         {"controlnet": checkpointed(masters(net), remat)},
         networks(model, dtype=dtype, remat=remat, cached=cached),
         Denoising.of(model, objective, dtype=dtype, extend=steered).loss,
-        lambda batch: collate(model, batch, conditioning=True),
+        lambda batch: collate(model, batch, "conditioning"),
         export,
+        draw,
     )
 
 

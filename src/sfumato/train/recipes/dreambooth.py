@@ -24,22 +24,26 @@ def dreambooth(
     model: Model, objective: Objective | None = None, *, prompt: str | None = None, class_prompt: str | None = None,
     prior_weight: float = 1.0, text: bool = False, rank: int | None = None, alpha: float | None = None,
     targets: str | Sequence[str] = "attention", seed: int = 0, dtype: str | None = None, remat: bool = False,
+    cached: bool = False,
 ) -> Task:  # fmt: skip
     """Trains the UNet, with `text` the text encoders too, or with a `rank` a LoRA of them.
 
     `prompt` ("a photo of sks dog") is what all pictures of the subject are called, None for their own captions, and
     `class_prompt` ("a photo of a dog") the same for those of the class, which come from `WithPrior`: the loss is the
     mean over the subject's pictures plus `prior_weight` times the mean over the class's (eq. 2). Without any it is the
-    plain loss. The rest, and what is exported, is as in `text_to_image` and `lora`, whose errors it raises.
+    plain loss. What is `cached` without `text` has its captions in it: those of `named(batch, prompt, None)` for the
+    subject, and of `named(batch, class_prompt, None)` for the class. The rest, and what is exported, is as in
+    `text_to_image` and `lora`, whose errors it raises.
     """
     prior_weight = finite("prior_weight", prior_weight, 0)
     if rank is None:
         train = ("unet", *model.text_encoders) if text else ("unet",)
-        task = text_to_image(model, objective, train=train, dtype=dtype, remat=remat)
+        task = text_to_image(model, objective, train=train, dtype=dtype, remat=remat, cached=cached)
     else:
         task = lora(
-            model, objective, rank=rank, alpha=alpha, targets=targets, text=text, seed=seed, dtype=dtype, remat=remat
-        )
+            model, objective, rank=rank, alpha=alpha, targets=targets, text=text, seed=seed, dtype=dtype, remat=remat,
+            cached=cached,
+        )  # fmt: skip
 
     def collate(batch: Batch) -> dict[str, Any]:
         return task.collate(named(weighted(batch, prior_weight), prompt, class_prompt))
@@ -60,17 +64,23 @@ def weighted(batch: Batch, prior_weight: float) -> dict[str, Any]:
 
 def named(batch: Batch, prompt: str | None, class_prompt: str | None) -> dict[str, Any]:
     """The batch with these captions where there are any."""
-    count = len(batch["latents"] if "latents" in batch else batch["pixels"])
+    count = len(shown(batch))
     prior, own = batch.get("prior", np.zeros(count, bool)), batch.get("text", [None] * count)
     texts = [class_prompt if of_class else prompt for of_class in prior]
     texts = [mine if text is None else text for text, mine in zip(texts, own, strict=True)]
     return {**batch, "text": texts} if None not in texts else dict(batch)
 
 
+def shown(batch: Batch) -> Any:
+    """The pictures of a batch, or their latents if it is cached."""
+    return batch["latents"] if "latents" in batch else batch["pixels"]
+
+
 class WithPrior:
     """Batches of the subject, each followed by one of the class, whose rows "prior" marks.
 
-    Both are endless iterators of batches with `get_state` and `set_state`, whose pictures have the same size.
+    Both are endless iterators of batches with `get_state` and `set_state`, whose pictures have the same size; either
+    both are cached or none is.
     """
 
     def __init__(self, subject: Any, classes: Any):
@@ -81,7 +91,11 @@ class WithPrior:
 
     def __next__(self) -> dict[str, Any]:
         first, second = next(self.subject), next(self.classes)
-        sizes = [batch["pixels"].shape[1:3] for batch in (first, second)]
+        if ("latents" in first) != ("latents" in second):
+            raise SfumatoError(
+                "Pictures of the subject and of the class must be cached both, and here only one kind is."
+            )
+        sizes = [shown(batch).shape[1:3] for batch in (first, second)]
         if sizes[0] != sizes[1]:
             raise SfumatoError(
                 "Pictures of the subject and of the class must have one size, not {1} x {0} and {3} x {2}.".format(
@@ -89,7 +103,7 @@ class WithPrior:
                 )
             )
         both = {name: _joined(first[name], second[name]) for name in first if name in second}
-        return both | {"prior": np.arange(len(both["pixels"])) >= len(first["pixels"])}
+        return both | {"prior": np.arange(len(shown(both))) >= len(shown(first))}
 
     def get_state(self) -> dict[str, Any]:
         """Where both stand, as JSON."""

@@ -10,14 +10,17 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from sfumato.controls.instruct_pix2pix import InstructPix2Pix as Edit
 from sfumato.errors import SfumatoError
+from sfumato.images import Images
 from sfumato.io.save import save
 from sfumato.model import Model
 from sfumato.models.layers import abstract
 from sfumato.models.unet import UNet
-from sfumato.train.denoising import Denoising, Nets, collate, networks, with_networks
+from sfumato.train.denoising import Denoising, Nets, before, collate, networks, scales_edits, with_networks
 from sfumato.train.objective import Draws, Objective
-from sfumato.train.task import Batch, Task, checkpointed, filled, values_of
+from sfumato.train.samples import Sampling, drawn
+from sfumato.train.task import Batch, Task, checkpointed, filled, to_draw_with, values_of
 from sfumato.types import Conditioning
 
 DROPOUT = 0.05
@@ -25,13 +28,15 @@ DROPOUT = 0.05
 
 
 def instruct_pix2pix(
-    model: Model, objective: Objective | None = None, *, dtype: str | None = None, remat: bool = False
-) -> Task:
+    model: Model, objective: Objective | None = None, *, dtype: str | None = None, remat: bool = False,
+    cached: bool = False,
+) -> Task:  # fmt: skip
     """Trains the UNet of `model` to edit; one that takes only latents gets channels for the picture, which start at 0.
 
     The data needs instructions ("text"), edited pictures ("pixels") and the pictures before ("conditioning", in
     [0, 1]). The `objective` is by default plain, with the dropout of the paper. `dtype` is what is computed in,
-    `remat` gradient checkpointing. Exports the whole model. Raises SfumatoError for models with other extra channels.
+    `remat` gradient checkpointing; with `cached` the batches are those of `sfumato.train.denoising.cache` with `edits`.
+    Exports the whole model. Raises SfumatoError for models with other extra channels.
     """
     objective = objective or Objective(
         model.schedule, dropout=DROPOUT, image_dropout=DROPOUT, joint_dropout=DROPOUT
@@ -42,25 +47,32 @@ def instruct_pix2pix(
             f"InstructPix2Pix starts from models of {latents} or {2 * latents} input channels, and "
             f"{model.name or 'this one'} has {channels}."
         )
-    scaled = bool(model.options.get("is_cosxl_edit"))
+    scaled = scales_edits(model)
 
     def seen(
         nets: Nets, batch: Batch, draws: Draws, noisy: Float[Array, "B h w C"], cond: Conditioning
     ) -> Conditioning:
-        """The conditioning with the picture before, whose latents only CosXL scales; of zeros where it is dropped."""
-        pixels, vae = 2 * batch["conditioning"] - 1, nets["vae"]
-        picture = vae.encode(pixels) if scaled else vae.posterior(pixels).mean
+        """The conditioning with the latents of the picture before; zeros where it is dropped."""
+        picture = batch["channels"] if cached else before(nets["vae"], batch["conditioning"], scaled)
         return dc.replace(cond, channels=jnp.where(draws.dropped_image[:, None, None, None], 0, picture))
 
+    scheduled = dc.replace(model, schedule=objective.schedule)
+
     def export(trained: Any, folder: Path) -> None:
-        save(with_networks(dc.replace(model, schedule=objective.schedule), trained), folder)
+        save(with_networks(scheduled, trained), folder)
+
+    def draw(trained: Any, wishes: Sampling) -> Images:
+        wishes.check(pictures=True)
+        edit = Edit(list(wishes.pictures), text_scale=wishes.guidance)
+        return drawn(with_networks(scheduled, to_draw_with(trained, model.dtype)), wishes, [edit])
 
     return Task(
         {"unet": checkpointed(widened(model.unet, 2 * latents), remat)},
-        networks(model, without=("unet",), dtype=dtype, remat=remat),
+        networks(model, without=("unet",), dtype=dtype, remat=remat, cached=cached),
         Denoising.of(model, objective, dtype=dtype, extend=seen).loss,
-        lambda batch: collate(model, batch, conditioning=True),
+        lambda batch: collate(model, batch, "channels" if cached else "conditioning"),
         export,
+        draw,
     )
 
 

@@ -17,9 +17,11 @@ from sfumato.adapters.lora import Lora
 from sfumato.adapters.lora_names import layers_of_model
 from sfumato.adapters.save_lora import save_lora
 from sfumato.errors import SfumatoError
+from sfumato.images import Images
 from sfumato.model import Model
 from sfumato.train.denoising import Denoising, Nets, check_channels, collate, networks, with_networks
 from sfumato.train.objective import Objective
+from sfumato.train.samples import Sampling, drawn
 from sfumato.train.task import Batch, Metrics, Task
 
 Factors = Mapping[str, Mapping[str, Mapping[str, Any]]]
@@ -53,8 +55,6 @@ def lora(
     check_channels(model, "LoRA")
     if any(map(is_live, (model.unet, *model.text_encoders.values()))):
         raise SfumatoError("A LoRA is live on this model; apply it without live=True to train another on top of it.")
-    if text and cached:
-        raise SfumatoError("Text encoders cannot be trained on cached captions; choose text or cached.")
     if rank < 1 or not math.isfinite(rank if alpha is None else alpha):
         raise SfumatoError(f"A LoRA has a rank from 1 on and an alpha that is finite, not {rank} and {alpha}.")
     denoise = Denoising.of(model, objective)
@@ -67,12 +67,17 @@ def lora(
         save_lora(as_lora(factors, alpha), folder / KOHYA_NAME, "kohya", overwrite=True)
         save_lora(as_lora(factors, alpha), folder, "diffusers", overwrite=True)
 
+    def draw(factors: Factors, wishes: Sampling) -> Images:
+        # Merged, so that the programs are those of the model alone.
+        return drawn(as_lora(factors, alpha).apply(model), wishes)
+
     return Task(
         fresh_factors(model, rank, targets, text=text, seed=seed),
-        networks(model, dtype=dtype, remat=remat, cached=cached),
+        networks(model, dtype=dtype, remat=remat, cached=cached, reads=text),
         loss,
         lambda batch: collate(model, batch),
         export,
+        draw,
     )
 
 

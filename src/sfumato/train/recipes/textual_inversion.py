@@ -9,17 +9,20 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int32
+from jaxtyping import Float, Int32
 
 from sfumato.adapters.live import copied
 from sfumato.adapters.textual_inversion import Embedding, save_embedding
 from sfumato.errors import SfumatoError
+from sfumato.images import Images
 from sfumato.io.load import tokenizer_name
 from sfumato.model import Model
 from sfumato.models.clip import ClipTextEncoder
-from sfumato.train.denoising import Denoising, Nets, check_channels, collate, networks, tokens
+from sfumato.train.denoising import Denoising, Nets, check_channels, collate, networks, tokens, with_networks
 from sfumato.train.objective import Objective
+from sfumato.train.samples import Sampling, drawn
 from sfumato.train.task import Batch, Metrics, Task
+from sfumato.types import Numbers
 
 Vectors = Mapping[str, Any]
 """The vectors [n, D] of the word, by component name of the text encoder."""
@@ -83,10 +86,14 @@ def textual_inversion(
         folder.mkdir(parents=True, exist_ok=True)
         save_embedding(Embedding(token, trained), folder, overwrite=True)
 
-    return Task(first, networks(spoken, dtype=dtype, remat=remat), loss, prepare, export)
+    def draw(trained: Vectors, wishes: Sampling) -> Images:
+        heard = {name: with_vectors(spoken.text_encoders[name], value) for name, value in trained.items()}
+        return drawn(with_networks(spoken, heard), wishes)
+
+    return Task(first, networks(spoken, dtype=dtype, remat=remat), loss, prepare, export, draw)
 
 
-def with_vectors(encoder: ClipTextEncoder, vectors: Float[Array, "n D"]) -> ClipTextEncoder:
+def with_vectors(encoder: ClipTextEncoder, vectors: Float[Numbers, "n D"]) -> ClipTextEncoder:
     """The text encoder with these for the last rows of its table; all other arrays are the same."""
     new = copied(encoder)
     table = new.text_model.embeddings.token_embedding.embedding
