@@ -35,7 +35,8 @@ SIZE = (16, 16)
 def tiny() -> Model:
     """A model that compiles quickly."""
     networks = {
-        "unet": (UNet, from_dict(UNetConfig, SD1 | SMALL | {"mid_block_type": None})), "vae": (AutoencoderKL, from_dict(VAEConfig, VAE)),
+        "unet": (UNet, from_dict(UNetConfig, SD1 | SMALL | {"mid_block_type": None})),
+        "vae": (AutoencoderKL, from_dict(VAEConfig, VAE)),
         "text_encoder": (ClipTextEncoder, from_dict(ClipTextConfig, TEXT | {"num_hidden_layers": 1})),
     }  # fmt: skip
     made = {name: fresh(kind, config) for name, (kind, config) in networks.items()}

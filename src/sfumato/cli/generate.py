@@ -5,17 +5,15 @@ from __future__ import annotations
 import dataclasses as dc
 import math
 import os
-import re
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from sfumato.cli.adapters import EmbeddingOption, LoraOption, adapted, parse_lora
+from sfumato.cli.status import INTERRUPTED
 from sfumato.errors import SfumatoError
-
-INTERRUPTED = 130
-"""The exit status after Ctrl-C: 128 and the number of the signal, as shells have it."""
+from sfumato.sizes import parse_size
 
 PLAIN = ("none", "image")
 """In place of an annotator: the picture is a control picture already."""
@@ -202,7 +200,7 @@ def _size(text: str | None) -> tuple[int, int] | None:
     """Width and height. Raises SfumatoError for what is none."""
     if text is None:
         return None
-    sides = re.fullmatch(r"\s*(\d+)\s*[x×,]\s*(\d+)\s*", text.lower())
-    if sides is None:
+    size = parse_size(text)
+    if size is None:
         raise SfumatoError(f"--size takes WIDTHxHEIGHT in pixels, such as 768x512, not {text!r}.")
-    return int(sides[1]), int(sides[2])
+    return size

@@ -11,14 +11,13 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
+from sfumato.cli.status import INTERRUPTED
 from sfumato.errors import SfumatoError
 from sfumato.train.fields import NEEDED, Options, Size
 from sfumato.train.groups import PANELS
 from sfumato.train.own import RECIPES, Recipe
 from sfumato.train.settings import Flag, Settings, assembled, flags, read_config
 
-INTERRUPTED = 130
-"""The exit status after SIGINT or SIGTERM."""
 CONFIG = "--config"
 EXTRA = ("optax", "orbax", "grain", "datasets", "tensorboardX")
 """What training needs besides."""

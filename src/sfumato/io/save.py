@@ -72,7 +72,7 @@ def save(model: Model | ControlNet, folder: str | Path, *, overwrite: bool = Fal
         else:
             _pipeline(model, temporary)
         temporary.chmod(0o777 & ~_umask())
-        _replace(temporary, folder)
+        put_in_place(temporary, folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return folder
@@ -167,7 +167,7 @@ def _umask() -> int:
     return mask
 
 
-def _replace(temporary: Path, folder: Path) -> None:
+def put_in_place(temporary: Path, folder: Path) -> None:
     """Puts the finished folder in place; the old one goes only after that."""
     if not folder.exists():
         temporary.rename(folder)

@@ -7,12 +7,12 @@ import difflib
 import functools
 import json
 import math
-import re
 import typing
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from sfumato.errors import SfumatoError
+from sfumato.sizes import parse_size
 
 Size = tuple[int, int]
 """Width and height in pixels; "512x512" on a command line."""
@@ -69,8 +69,7 @@ class Kind:
     def parse(self, value: Any, what: str) -> Any:
         """What the command line has read. Raises as `read`."""
         if self.type == Size:
-            sides = re.fullmatch(r"\s*(\d+)\s*[x×,]\s*(\d+)\s*", str(value).lower())
-            value = [int(sides[1]), int(sides[2])] if sides else value
+            value = parse_size(str(value)) or value
         elif self.type == Options:
             value = dict(_pair(text, what) for text in value)
         return self.read(list(value) if self.type == Names else value, what)

@@ -20,7 +20,7 @@ from jax.sharding import Mesh
 from sfumato.cache import enable_cache
 from sfumato.errors import FileError, SfumatoError
 from sfumato.io.load import blank, default_dtype, load
-from sfumato.io.save import _replace
+from sfumato.io.save import put_in_place
 from sfumato.model import Model
 from sfumato.schedule import Schedule
 from sfumato.train import card, optimizers, shard
@@ -258,7 +258,7 @@ def export(task: Task, trained: Any, folder: Path) -> None:
     temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
         task.export(trained, temporary / folder.name)
-        _replace(temporary / folder.name, folder)
+        put_in_place(temporary / folder.name, folder)
     except OSError as error:
         raise SfumatoError(f"{folder} cannot be written ({error.strerror or error}).") from None
     finally:
