@@ -1,0 +1,117 @@
+"""The measures, each a function of a model and of art that returns figures by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import cv2
+import jax
+import numpy as np
+from jaxtyping import Bool, Float
+
+import sfumato
+from benchmarks.quality.art import Art
+from benchmarks.quality.features import Pictures, Space
+from sfumato import CFG, ControlNet, Model
+
+Figures = dict[str, float]
+NEAR = 1
+"""Edges that lie so many pixels apart are the same."""
+
+
+def draw(model: Model, prompts: Sequence[str], batch: int = 25, **settings: Any) -> Pictures:
+    """A picture for each prompt, number i with the seed i."""
+    found = []
+    for at in range(0, len(prompts), batch):
+        part = list(prompts[at : at + batch])
+        count = len(part)
+        part += [part[-1]] * (batch - count)  # one program for all
+        of_part = {key: value[at : at + batch] if isinstance(value, list) else value for key, value in settings.items()}
+        made = sfumato.generate(model, part, seed=list(range(at, at + batch)), **of_part)
+        found += [picture.array for picture in made][:count]
+    return np.stack(found)
+
+
+def autoencoder(model: Model, art: Art, batch: int = 32) -> Figures:
+    """PSNR in dB of pictures that are encoded and decoded: of all of them together, and by style."""
+
+    @jax.jit
+    def rebuilt(vae: Any, pixels: Float[jax.Array, "B H W 3"]) -> Float[jax.Array, "B H W 3"]:
+        return vae.decode(vae.encode(pixels))
+
+    errors = []
+    for at in range(0, len(art), batch):
+        pixels = art.pictures[at : at + batch].astype(np.float32) / 127.5 - 1
+        off = np.clip(np.asarray(rebuilt(model.vae, pixels)), -1, 1) - pixels
+        errors += list(np.square(off / 2).mean((1, 2, 3)))
+    by_style = {style: [e for e, line in zip(errors, art.lines, strict=True) if line["style"] == style]
+                for style in sorted({line["style"] for line in art.lines})}  # fmt: skip
+    return {"PSNR": psnr(float(np.mean(errors)))} | {
+        f"PSNR {style}": psnr(float(np.mean(found))) for style, found in by_style.items()
+    }
+
+
+def psnr(mse: float) -> float:
+    """Decibels of a mean square error of values in [0, 1]."""
+    return -10 * float(np.log10(max(mse, 1e-10)))
+
+
+def text(model: Model, asked: Art, space: Space, **settings: Any) -> float:
+    """The share of pictures, drawn for the prompts of `asked`, whose nearest neighbour is the concept asked for."""
+    found = space.nearest(draw(model, asked.prompts, **settings))
+    return float(np.mean([one == other for one, other in zip(found, asked.concepts, strict=True)]))
+
+
+def ceiling(asked: Art, space: Space) -> float:
+    """The same share for the real pictures that were held out: what the space itself can tell."""
+    found = space.nearest(asked.pictures)
+    return float(np.mean([one == other for one, other in zip(found, asked.concepts, strict=True)]))
+
+
+def negative(model: Model, asked: Art, space: Space, **settings: Any) -> float:
+    """The share of pictures of the concept although it is also the negative prompt."""
+    found = space.nearest(draw(model, asked.prompts, negative=asked.concepts, **settings))
+    return float(np.mean([one == other for one, other in zip(found, asked.concepts, strict=True)]))
+
+
+def edges(picture: Any) -> Bool[np.ndarray, "H W"]:
+    """Where the canny annotator sees an edge."""
+    return np.asarray(sfumato.annotate("canny", picture).convert("L")) > 127
+
+
+def edge_f1(some: Bool[np.ndarray, "H W"], others: Bool[np.ndarray, "H W"]) -> float:
+    """The harmonic mean of precision and recall of edges, each counted if the other has one within `NEAR` pixels."""
+    kernel = np.ones((2 * NEAR + 1, 2 * NEAR + 1), np.uint8)
+    wide = [cv2.dilate(each.astype(np.uint8), kernel) > 0 for each in (some, others)]
+    precision = (others & wide[0]).sum() / max(others.sum(), 1)
+    recall = (some & wide[1]).sum() / max(some.sum(), 1)
+    return float(2 * precision * recall / max(precision + recall, 1e-9))
+
+
+def controlled(
+    model: Model, net: Any, asked: Art, control: Callable[[Any], Any], compare: Callable[[Any, Any], float],
+    scale: float = 1.0, guidance: float = 5.0, **settings: Any,
+) -> float:  # fmt: skip
+    """The mean over pictures of `compare(picture asked for, picture drawn under its control)`."""
+    total = []
+    for number, (picture, prompt) in enumerate(zip(asked.pictures, asked.prompts, strict=True)):
+        controls = [CFG(guidance), ControlNet(net, control(picture), scale)]
+        (made,) = sfumato.generate(model, prompt, seed=number, controls=controls, **settings)
+        total.append(compare(picture, made.array))
+    return float(np.mean(total))
+
+
+def grey_psnr(picture: Any, made: Any) -> float:
+    """PSNR of brightness (ITU-R BT.601) between two pictures."""
+    weights = np.array([0.299, 0.587, 0.114])
+    return psnr(float(np.square((picture @ weights - made @ weights) / 255).mean()))
+
+
+def region_iou(some: Any, others: Any) -> float:
+    """The mean, over the colours of a region map, of intersection over union, weighted by their areas in `some`."""
+    total = 0.0
+    for colour in np.unique(some.reshape(-1, 3), axis=0):
+        one, other = ((each == colour).all(-1) for each in (some, others))
+        total += one.mean() * (one & other).sum() / (one | other).sum()
+    return float(total)
