@@ -124,7 +124,6 @@ def lowered(row: Row) -> tuple[Any, float]:
     from sfumato.io.defaults import SAMPLER, SCHEDULER
     from sfumato.io.family import Family
     from sfumato.model import Model
-    from sfumato.models.clip import TextFeatures
     from sfumato.schedule import Schedule
     from sfumato.text.tokenizer import clip_tokenizer
     from sfumato.train import shard
@@ -141,8 +140,8 @@ def lowered(row: Row) -> tuple[Any, float]:
     nets = {name: checkpointed(net, row.remat) for name, net in nets.items()}
     trainable = {"controlnet": nets.pop("controlnet")}
     if row.cached:
-        blank = jax.eval_shape(lambda: TextFeatures(jnp.zeros((1, 77, 768)), None))
-        nets = {"unet": nets["unet"], "blank": blank}
+        blank = jax.eval_shape(lambda: jnp.zeros((1, 77, 768)))
+        nets = {"unet": nets["unet"], "blank": (blank, None)}
     frozen = jax.eval_shape(lambda nets: cast(nets, row.dtype), nets)
     loss = Denoising.of(model, dtype=row.dtype, extend=steered).loss
     step = Step(loss, optax.with_extra_args_support(optax.adamw(1e-5)), 1, 1.0, None)

@@ -48,11 +48,14 @@ class Watch:
         self.began = time.time()
         jax.monitoring.register_event_time_span_listener(self._compiled)
         self.before = signal.signal(signal.SIGINT, self._interrupt)
+        self.report = sys.unraisablehook
+        sys.unraisablehook = self._unraisable
         self.bar.start()
         return self
 
     def __exit__(self, *_: Any) -> None:
         signal.signal(signal.SIGINT, self.before)
+        sys.unraisablehook = self.report
         self.bar.stop()
         jax.monitoring.unregister_event_time_span_listener(self._compiled)
 
@@ -75,6 +78,11 @@ class Watch:
         something that jax calls, such as a listener or a destructor."""
         self.interrupted = True
         raise KeyboardInterrupt
+
+    def _unraisable(self, lost: Any) -> None:
+        """Says nothing of an exception that `_interrupt` has raised where it got lost."""
+        if not (self.interrupted and issubclass(lost.exc_type, KeyboardInterrupt)):
+            self.report(lost)
 
     def done(self) -> None:
         """The pictures are there."""
