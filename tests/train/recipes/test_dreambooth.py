@@ -134,6 +134,15 @@ def test_batches_of_both_kinds():
     assert iter(both) is both
 
 
+def test_as_many_of_both_kinds_alternate():
+    """So that the rows of two processes, one after another, are those of one."""
+    data = next(WithPrior(Data(2), Data(2)))
+    assert data["prior"].tolist() == [False, True, False, True]
+    own, other = batch(21, 2), batch(21, 2)
+    assert data["text"] == [own["text"][0], other["text"][0], own["text"][1], other["text"][1]]
+    np.testing.assert_array_equal(data["pixels"][::2], own["pixels"])
+
+
 def test_batches_go_on_from_a_state():
     both, other = WithPrior(Data(2), Data(1)), WithPrior(Data(2), Data(1))
     next(both)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jaxtyping import Int
 
 from sfumato.controls.check import finite
 from sfumato.errors import SfumatoError
@@ -77,7 +78,8 @@ def shown(batch: Batch) -> Any:
 
 
 class WithPrior:
-    """Batches of the subject, each followed by one of the class, whose rows "prior" marks.
+    """Batches of the subject, each joined with one of the class, whose rows "prior" marks. Where there are as many of
+    both they alternate, so that all processes together have the same rows in the same order as one alone.
 
     Both are endless iterators of batches with `get_state` and `set_state`, whose pictures have the same size; either
     both are cached or none is.
@@ -102,8 +104,12 @@ class WithPrior:
                     *sizes[0], *sizes[1]
                 )
             )
-        both = {name: _joined(first[name], second[name]) for name in first if name in second}
-        return both | {"prior": np.arange(len(shown(both))) >= len(shown(first))}
+        prior = np.repeat([False, True], [len(shown(first)), len(shown(second))])
+        if len(shown(first)) == len(shown(second)):
+            prior = np.tile([False, True], len(shown(first)))
+        order = np.argsort(np.argsort(prior, kind="stable"))
+        both = {name: _joined(first[name], second[name], order) for name in first if name in second}
+        return both | {"prior": prior}
 
     def get_state(self) -> dict[str, Any]:
         """Where both stand, as JSON."""
@@ -115,8 +121,11 @@ class WithPrior:
         self.classes.set_state(state["classes"])
 
 
-def _joined(first: Any, second: Any) -> Any:
-    return [*first, *second] if isinstance(first, list) else np.concatenate([first, second])
+def _joined(first: Any, second: Any, order: Int[np.ndarray, " B"]) -> Any:
+    """The rows of both, number i being that of `order[i]` in the one after the other."""
+    if isinstance(first, list):
+        return [[*first, *second][place] for place in order]
+    return np.concatenate([first, second])[order]
 
 
 def class_pictures(
