@@ -12,10 +12,11 @@ import cv2
 import numpy as np
 from jaxtyping import Float, Int, UInt8
 
+from sfumato.train.reconstruction import COLOURS
+
 SIDE = 128
 WHITE = 250
 """From this value on, in all three colours, a pixel is background."""
-COLOURS = np.array([[0.4, 0.4, 0.4], [0.5, 0.0, -0.5], [-0.75, 1.5, -0.75]], np.float32) / 255
 
 Pictures = UInt8[np.ndarray, "N H W 3"]
 
@@ -64,7 +65,7 @@ def cropped(picture: UInt8[np.ndarray, "H W 3"]) -> UInt8[np.ndarray, "S S 3"]:
 def colours(picture: UInt8[np.ndarray, "S S 3"]) -> Float[np.ndarray, " F"]:
     """The colours of 8 x 8 fields."""
     small = cv2.resize(picture, (8, 8), interpolation=cv2.INTER_AREA).astype(np.float32)
-    return (small @ COLOURS.T).ravel()
+    return (small / 255 @ np.array(COLOURS, np.float32).T).ravel()
 
 
 def directions(picture: UInt8[np.ndarray, "S S 3"], fields: int) -> Float[np.ndarray, " F"]:

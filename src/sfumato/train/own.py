@@ -44,7 +44,8 @@ class Recipe:
 
     def arguments(self, dtype: str) -> dict[str, Any]:
         """What the recipe's function is called with besides the model, the objective and what all take."""
-        return {field.name: getattr(self, field.name) for field in dc.fields(self)}
+        given = {field.name: getattr(self, field.name) for field in dc.fields(self)}
+        return given | ({"targets": patterns(given["targets"])} if "targets" in given else {})
 
     def objective(self) -> dict[str, Any]:
         """Settings of the objective."""
@@ -165,9 +166,6 @@ class Lora(Recipe):
     def loaded_in(self, dtype: str) -> str:
         return dtype
 
-    def arguments(self, dtype: str) -> dict[str, Any]:
-        return super().arguments(dtype) | {"targets": patterns(self.targets)}
-
 
 @dc.dataclass(frozen=True)
 class DreamBooth(Recipe):
@@ -203,9 +201,6 @@ class DreamBooth(Recipe):
 
     def loaded_in(self, dtype: str) -> str:
         return "float32" if self.rank is None else dtype
-
-    def arguments(self, dtype: str) -> dict[str, Any]:
-        return super().arguments(dtype) | {"targets": patterns(self.targets)}
 
 
 @dc.dataclass(frozen=True)
