@@ -37,7 +37,7 @@ def test_every_annotator(name, tmp_path):
 
 @pytest.mark.parametrize(("name", "options", "message"), [
     ("cany", {}, "There is no annotator 'cany'; did you mean canny?"),
-    ("hed", {}, "There is no annotator 'hed'; there is canny, grayscale"),
+    ("hed", {}, "There is no annotator 'hed'; there is canny, scribble, sketch, regions, grayscale"),
     ("canny", {"hight": 3}, "The annotator canny has no option 'hight'; did you mean high?"),
     ("grayscale", {"low": 3}, "The annotator grayscale has no option 'low'; it has none"),
     ("canny", {"low": 1.5}, "canny: low is a whole number from 0 to 2040, not 1.5"),

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from sfumato.annotators.regions import COLOURS, PALETTE
 from sfumato.train.data import Batches, examples
 from tools.art import heldout, packages
 from tools.art.build import build, known, select
@@ -17,7 +18,7 @@ from tools.art.draw import draw, mask, on_white
 from tools.art.heldout import HeldOut
 from tools.art.licences import licences
 from tools.art.names import Concept, tidy
-from tools.art.regions import COLOURS, PALETTE, of_picture, regions
+from tools.art.regions import of_picture, regions
 from tools.art.styles import STYLES, Art, IconSet, art_of
 
 GRADIENT = '<linearGradient id="a"><stop stop-color="#f00"/><stop offset="1" stop-color="#900"/></linearGradient>'

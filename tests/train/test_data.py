@@ -201,6 +201,21 @@ def test_function_as_annotator(folder):
     assert np.ptp(batch["conditioning"][0], axis=-1).max() == 0
 
 
+def test_several_annotators_take_turns(folder):
+    """In an epoch all come as often, and a picture is seen under each of them."""
+    several = {"canny": 0, "grayscale": 0}
+    count = len(examples(folder))
+    seen = set()
+    for batch in take(Batches(examples(folder), batch=1, size=(32, 32), annotator=tuple(several)), 4 * count):
+        pixels = Image.fromarray(np.round((batch["pixels"][0] + 1) * 127.5).astype(np.uint8))
+        (found,) = (name for name in several if np.array_equal(
+            batch["conditioning"][0], to_array(annotate(name, pixels), signed=False)))  # fmt: skip
+        several[found] += 1
+        seen.add((int(batch["index"][0]), found))
+    assert len({*several.values()}) == 1
+    assert len(seen) == 2 * count
+
+
 def test_a_list_of_texts_is_drawn_from(tmp_path):
     drawing().save(tmp_path / "a.png")
     (tmp_path / "metadata.jsonl").write_text('{"file_name": "a.png", "text": ["one", "two"]}')
@@ -307,6 +322,7 @@ def test_state_of_other_examples(folder):
         ({"annotator": "cany"}, "did you mean canny"),
         ({"annotator": "canny", "annotator_options": {"low": -1}}, "low is a whole number from 0 to"),
         ({"annotator_options": {"low": 1}}, "given by its name"),
+        ({"annotator": ("canny", "grayscale"), "annotator_options": {"low": 1}}, "is the only one"),
     ],
 )
 @pytest.mark.usefixtures("unchecked")

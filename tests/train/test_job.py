@@ -211,6 +211,19 @@ def test_cached_batches_are_those_of_the_pictures(place, model, tmp_path):
         assert_same([{**one, "text": None} for one in memory], [{**one, "text": None} for one in found])
 
 
+def test_every_turn_of_the_annotators_is_cached(place, tmp_path):
+    def cache(batch):
+        return {name: batch[name] for name in ("pixels", "conditioning", "index", "text")}
+
+    def made():
+        return batches(place, annotator=("canny", "grayscale"))
+
+    plain, folder = take(made(), 12), tmp_path / "cache"
+    for found in (take(with_cache(made(), cache, None, 2), 12), take(with_cache(made(), cache, folder, 2), 12)):
+        assert_same([cache(one) for one in plain], found)
+    assert len(Files(folder)) == 2 * jobs.COUNT
+
+
 def test_a_broken_picture_is_left_out_of_the_cache_and_counted(place, tmp_path):
     shutil.copytree(place / "pictures", tmp_path / "pictures")
     broken = tmp_path / "pictures" / "3.png"

@@ -82,6 +82,15 @@ def test_weights_are_finite_at_zero_terminal_snr():
         assert (weights >= 0).all()
 
 
+def test_a_floor_gives_the_noisiest_times_of_a_velocity_full_weight():
+    schedule = Schedule(prediction_type="v_prediction", rescale_betas_zero_snr=True)
+    plain, floored = (Objective(schedule, min_snr=5, snr_floor=floor).weights for floor in (0, 1))
+    snr = np.divide(schedule.alphas**2, schedule.sigmas**2, where=schedule.sigmas > 0, out=np.zeros(1000))
+    np.testing.assert_allclose(floored[snr < 4], 1)
+    np.testing.assert_allclose(floored[snr > 5], plain[snr > 5])
+    assert plain[-1] == 0
+
+
 def test_the_perfect_answer_costs_nothing():
     latents, draws = some()
     for prediction in ("epsilon", "v_prediction", "sample"):
@@ -142,6 +151,7 @@ def test_shares_of_dropped_rows():
 
 @pytest.mark.parametrize("wrong", [
     {"dropout": -0.1}, {"dropout": 0.6, "joint_dropout": 0.6}, {"min_snr": 0}, {"offset": -1}, {"offset": float("nan")},
+    {"snr_floor": 1}, {"min_snr": 5, "snr_floor": -1}, {"min_snr": 1, "snr_floor": 1}, {"min_snr": 5, "snr_floor": 1},
 ])  # fmt: skip
 def test_settings_out_of_range_are_refused(wrong):
     with pytest.raises(SfumatoError):

@@ -6,39 +6,17 @@ made from its pixels. Both look the same, and one can paint such a map by hand.
 
 from __future__ import annotations
 
-import functools
 from xml.etree import ElementTree
 
 import numpy as np
-from PIL import Image, ImageColor, ImageFilter
+from PIL import Image, ImageFilter
 
+from sfumato.annotators.regions import COLOURS, nearest
 from tools.art.draw import mask, on_white, rasterise
 from tools.art.styles import VIEW, Art
 
-PALETTE = {
-    "ground": "#000000",
-    "black": "#404040",
-    "grey": "#a0a4a8",
-    "white": "#ffffff",
-    "red": "#dc2828",
-    "orange": "#ff8c00",
-    "yellow": "#ffd728",
-    "lime": "#b4d746",
-    "green": "#3caa3c",
-    "cyan": "#5ac8f0",
-    "blue": "#285ad2",
-    "purple": "#8c46c8",
-    "pink": "#ff82b4",
-    "brown": "#82502a",
-    "tan": "#d2966e",
-    "beige": "#fad296",
-}
-"""The colours of regions; the first is what is no region."""
-COLOURS = np.array([ImageColor.getrgb(colour) for colour in PALETTE.values()], np.uint8)
 FAINT = 0.5
 """A shape that is less opaque is shading, not a region."""
-LIGHTNESS = 0.6
-"""How much a difference of lightness counts beside one of hue: shaded green is green still."""
 OVERLAP = 0.9
 """The overlap of two outlines from which on one drawing's shapes are taken for the other's."""
 
@@ -110,38 +88,6 @@ def _coloured(shapes: np.ndarray, places: np.ndarray) -> np.ndarray:
     best = np.argmax(votes, axis=1)
     best[0] = 0
     return best[shapes].astype(np.uint8)
-
-
-def nearest(rgb: np.ndarray) -> np.ndarray:
-    """For each colour of uint8 [..., 3] the number, from 1 on, of that of the palette that looks most like it."""
-    red, green, blue = np.moveaxis(rgb >> 3, -1, 0)
-    return _table()[red, green, blue]
-
-
-@functools.cache
-def _table() -> np.ndarray:
-    """The answers of `nearest`, uint8 [32 32 32], to colours in steps of 8."""
-    steps = np.arange(32) * 8 + 4
-    colours = np.stack(np.meshgrid(steps, steps, steps, indexing="ij"), -1).reshape(-1, 3)
-    difference = _oklab(colours)[:, None] - _oklab(COLOURS[1:])[None]
-    return (np.argmin((difference**2).sum(-1), axis=1) + 1).astype(np.uint8).reshape(32, 32, 32)
-
-
-def _oklab(rgb: np.ndarray) -> np.ndarray:
-    """Oklab (https://bottosson.github.io/posts/oklab) of sRGB in 0 to 255, [N, 3], its lightness scaled."""
-    value = rgb / 255
-    linear = np.where(value <= 0.04045, value / 12.92, ((value + 0.055) / 1.055) ** 2.4)
-    to_cones = [
-        [0.4122214708, 0.2119034982, 0.0883024619],
-        [0.5363325363, 0.6806995451, 0.2817188376],
-        [0.0514459929, 0.1073969566, 0.6299787005],
-    ]
-    to_lab = [
-        [0.2104542553, 1.9779984951, 0.0259040371],
-        [0.7936177850, -2.4285922050, 0.7827717662],
-        [-0.0040720468, 0.4505937099, -0.8086757660],
-    ]
-    return np.cbrt(linear @ np.array(to_cones)) @ np.array(to_lab) * [LIGHTNESS, 1, 1]
 
 
 def flat(svg: str) -> tuple[str, list[int]]:

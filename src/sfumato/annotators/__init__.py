@@ -18,7 +18,7 @@ from PIL import Image
 from sfumato.errors import SfumatoError
 from sfumato.image import read
 
-NAMES = ("canny", "grayscale")
+NAMES = ("canny", "scribble", "sketch", "regions", "grayscale")
 """The annotators; each is a function in the module of its name."""
 
 

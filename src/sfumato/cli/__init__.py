@@ -12,6 +12,7 @@ import typer
 from sfumato.cli.annotate import annotate, annotators
 from sfumato.cli.generate import generate
 from sfumato.cli.inspect import inspect
+from sfumato.cli.models import models
 from sfumato.cli.samplers import samplers
 from sfumato.cli.train import app as train
 from sfumato.errors import SfumatoError
@@ -21,7 +22,7 @@ app = typer.Typer(
     name="sfumato", help="Controlled image generation with latent diffusion, in JAX.", no_args_is_help=True,
     add_completion=False, pretty_exceptions_enable=False, context_settings={"help_option_names": ["-h", "--help"]},
 )  # fmt: skip
-for command in (generate, inspect, annotate, annotators, samplers):
+for command in (generate, inspect, models, annotate, annotators, samplers):
     app.command()(command)
 app.add_typer(train, name="train")
 

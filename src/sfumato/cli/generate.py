@@ -12,6 +12,7 @@ import typer
 
 from sfumato.cli.adapters import EmbeddingOption, LoraOption, adapted, parse_lora
 from sfumato.cli.status import INTERRUPTED
+from sfumato.embedded import DEFAULT, controlnet_for
 from sfumato.errors import SfumatoError
 from sfumato.sizes import parse_size
 
@@ -19,9 +20,10 @@ PLAIN = ("none", "image")
 """In place of an annotator: the picture is a control picture already."""
 
 ControlOption = typer.Option(
-    "--control", metavar="ANNOTATOR=PICTURE,net=NET[,...]",
+    "--control", metavar="ANNOTATOR=PICTURE[,net=NET,...]",
     help="Steer with a ControlNet; may be repeated. The annotator (`sfumato annotators`, or none if the picture is a "
-    "control picture already) makes the control picture out of the picture; net is a path or hub id. Further: "
+    "control picture already) makes the control picture out of the picture; net is a path, a hub id or one of `sfumato "
+    "models`, whose own are found by the annotator. Further: "
     "scale=0.8, start=0, stop=0.6 (shares of the steps), guess, and the annotator's own options.",
 )  # fmt: skip
 
@@ -30,7 +32,8 @@ def generate(
     prompt: Annotated[str, typer.Argument(help="What to draw.")],
     out: Annotated[Path, typer.Option("-o", "--out", help="Where to write: .png, .jpg or .webp; of several pictures "
                                       "the name may hold {index} and {seed}, and is numbered otherwise.")],
-    model: Annotated[str, typer.Option("-m", "--model", help="A folder, a single-file checkpoint or a hub id.")],
+    model: Annotated[str, typer.Option("-m", "--model", help="A folder, a single-file checkpoint, a hub id, or one of "
+                                       "`sfumato models`.")] = DEFAULT,
     negative: Annotated[str | None, typer.Option(help="What not to draw.")] = None,
     control: Annotated[list[str] | None, ControlOption] = None,
     lora: Annotated[list[str] | None, LoraOption] = None,
@@ -54,9 +57,9 @@ def generate(
     json: Annotated[bool, typer.Option("--json", help="Print files, seeds, seconds and settings as JSON.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="Print nothing but mistakes.")] = False,
 ) -> None:  # fmt: skip
-    """Make pictures: `sfumato generate "a red fox" -m MODEL -o fox.png`."""
+    """Make pictures: `sfumato generate "a red fox" -o fox.png`."""
     try:
-        controls = [_control(text) for text in control or ()]
+        controls = [_control(text, model) for text in control or ()]
         adapters = [parse_lora(text) for text in lora or ()], list(embedding or ())
         _check(out, sampler, seed, count, steps, batch, guidance, rescale, image, strength, mask, grid)
         settings: dict[str, Any] = {
@@ -119,8 +122,9 @@ class _Control:
     guess: bool = False
 
 
-def _control(text: str) -> _Control:
-    """Reads ANNOTATOR=PICTURE,net=NET,... and makes the picture. Raises SfumatoError for what does not fit."""
+def _control(text: str, model: str) -> _Control:
+    """Reads ANNOTATOR=PICTURE,net=NET,... and makes the picture; without net= it is the one that comes with the model.
+    Raises SfumatoError for what does not fit."""
     from sfumato.annotators import annotate
     from sfumato.controls.check import finite, window
     from sfumato.image import read
@@ -136,7 +140,8 @@ def _control(text: str) -> _Control:
     if flags or len(values) < len(rest):
         what = f"{flags[0]!r} has no value" if flags else "a setting is there twice"
         raise SfumatoError(f"--control {text}: {what}; settings are written as scale=0.8, with commas between them.")
-    net = values.pop("net", None)
+    own = controlnet_for(model, annotator)
+    net = values.pop("net", own.name if own else None)
     if not net:
         raise SfumatoError(f"--control {text} names no ControlNet; add net= with a path or hub id.")
     guess = "guess" in values and values.pop("guess") not in ("0", "false", "no")

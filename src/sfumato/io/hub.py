@@ -8,6 +8,7 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
+from sfumato import embedded
 from sfumato.errors import FileError
 from sfumato.io.folder import NETWORKS, choose_weights
 
@@ -22,10 +23,13 @@ def resolve(
 ) -> Path:  # fmt: skip
     """The folder or file that `source` names, downloaded into the Hugging Face cache if it is not on this disk.
 
-    `source` is a path, a hub id "organisation/name", or a file in a hub repository, "organisation/name/file";
-    `choose(names, source)` picks the weights to download out of a repository's files. Without a network the cache
-    is used. Raises FileError if nothing is found.
+    `source` is the name of something that comes with sfumato, a path, a hub id "organisation/name", or a file in a hub
+    repository, "organisation/name/file"; `choose(names, source)` picks the weights to download out of a repository's
+    files. Without a network the cache is used. Raises FileError if nothing is found.
     """
+    piece = embedded.find(source)
+    if piece is not None:
+        return piece.path
     path = Path(source).expanduser()
     if path.exists():
         return path

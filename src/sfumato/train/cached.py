@@ -24,7 +24,8 @@ from sfumato.train.rows import name_of
 
 Row = dict[str, Any]
 Rows = MutableMapping[int, Row]
-"""What is known of an example, by its number."""
+"""What is known of an example: by its number, and where annotators take turns, of every turn. Turn t of k of example n
+is number n * k + t."""
 
 BROKEN = "broken"
 """Where a row says why there is none."""
@@ -37,7 +38,7 @@ class Stored(Prepare):
     rows: Any = None
 
     def __call__(self, example: Example, size: Size, epoch: int, number: int) -> Row:
-        row = self.rows[number]
+        row = self.rows[number * self.turns + self.turn(epoch, number)]
         if BROKEN in row:
             raise FileError(str(row[BROKEN]))
         # Texts that are still read take turns, as without a cache.
@@ -84,16 +85,17 @@ def with_cache(
     in a `folder`, where nothing is done twice. With a folder, process `shard[0]` of `shard[1]` does its share alone.
 
     The order is that of the pictures. What is cropped and mirrored stays so, and of several texts of a picture one is
-    taken once and for all, unless `cache` leaves them as they are. Raises SfumatoError for a stream, and as `Batches`
-    for pictures that cannot be read.
+    taken once and for all for each turn of an annotator, unless `cache` leaves them as they are. Raises SfumatoError
+    for a stream, and as `Batches` for pictures that cannot be read.
     """
     feed = batches._feed
     if not isinstance(feed, Indexed):
         raise SfumatoError("A stream cannot be cached, for it is not known where it ends; leave out one of the two.")
     rows: Rows = {} if folder is None else Files(folder)
     loader, (index, every) = feed.loader, (0, 1) if folder is None else shard
-    wanted = [(size, [number for number in map(int, numbers[index::every]) if number not in rows])
-              for size, numbers in loader.members]  # fmt: skip
+    prepare = loader.maker.prepare
+    wanted = [(size, [place for number in map(int, numbers[index::every]) for place in places(prepare, number)
+                      if place not in rows]) for size, numbers in loader.members]  # fmt: skip
     parts = [(size, numbers[at : at + count]) for size, numbers in wanted for at in range(0, len(numbers), count)]
     console = Console(stderr=True)
     hidden = quiet or not console.is_terminal
@@ -106,16 +108,25 @@ def with_cache(
             for number, row in made.items():
                 rows[number] = row
                 if BROKEN in row:
-                    batches.skipped[name_of(loader.examples, number)] = str(row[BROKEN])
-    maker = dc.replace(loader.maker, prepare=Stored(loader.maker.prepare.seed, rows=rows))
+                    batches.skipped[name_of(loader.examples, number // prepare.turns)] = str(row[BROKEN])
+    stored = Stored(prepare.seed, annotators=prepare.annotators, rows=rows)
+    maker = dc.replace(loader.maker, prepare=stored)
     batches._feed = dc.replace(feed, loader=dc.replace(loader, maker=maker), workers=0)
     return batches
 
 
-def _prepared(loader: Loader, size: Size, number: int) -> Row:
+def places(prepare: Prepare, number: int) -> range:
+    """The numbers of the rows of an example."""
+    return range(number * prepare.turns, (number + 1) * prepare.turns)
+
+
+def _prepared(loader: Loader, size: Size, place: int) -> Row:
     """The row of a picture. Raises FileError for one that cannot be read, unless such are to be left out."""
+    number, turn = divmod(place, loader.maker.prepare.turns)
+    # The epoch in which it is that turn, of the first ones.
+    epoch = (turn - number) % loader.maker.prepare.turns
     try:
-        return loader.maker.prepare(loader.examples[number], size, 0, number)
+        return loader.maker.prepare(loader.examples[number], size, epoch, number)
     except FileError as error:
         if not loader.maker.skip:
             raise

@@ -177,7 +177,7 @@ sfumato.generate(model, "make it winter", controls=[edit])[0].save("winter.png")
     prompt = "a red fox in the snow"
     more = f"-m {final}"
     if recipe.name == "controlnet":
-        annotator = settings.data.control or "none"
+        annotator = next(iter(settings.data.control), "none")
         more = f"-m {base} --control {annotator}=picture.png,net={final}"
     elif recipe.name == "lora" or (isinstance(recipe, DreamBooth) and recipe.rank is not None):
         more = f"-m {base} --lora {final}/{LORA}"

@@ -24,6 +24,9 @@ from sfumato.train.rows import Stream, name_of
 
 __all__ = ["Batches", "Example", "buckets", "examples"]
 
+Annotator = str | Callable[[Image.Image], Any]
+"""The name of an annotator, or a function in the place of one."""
+
 
 class Batches:
     """An endless iterator of batches.
@@ -50,7 +53,7 @@ class Batches:
         flip: bool = False,
         crop: bool = False,
         zoom: float = 1.0,
-        annotator: str | Callable[[Image.Image], Any] | None = None,
+        annotator: Annotator | Sequence[Annotator] | None = None,
         annotator_options: Mapping[str, Any] | None = None,
         shard: tuple[int, int] = (0, 1),
         skip_broken: bool = False,
@@ -65,9 +68,9 @@ class Batches:
         picture is trained at that which is nearest to its proportions. Pictures are resized to cover the size and
         cropped: in the middle, or with `crop` at a place drawn at random, after they have been enlarged by a factor
         drawn from 1 to `zoom`. With `flip` half of them are mirrored. The `annotator` makes the conditioning picture
-        out of what is left of a picture, instead of one that the example has. With `skip_broken` another example takes
-        the place of one that cannot be read. `threads` or, if it is not 0, `workers` processes make the batches; a
-        stream is shuffled within a `window` of so many examples.
+        out of what is left of a picture, instead of one that the example has; several take turns. With `skip_broken`
+        another example takes the place of one that cannot be read. `threads` or, if it is not 0, `workers` processes
+        make the batches; a stream is shuffled within a `window` of so many examples.
 
         Raises SfumatoError for a setting that does not fit and FileError for pictures that cannot be read, as far as
         their headers tell: of a list all are looked at, of a data set only if there are several sizes.
@@ -76,13 +79,14 @@ class Batches:
         if not (1 <= zoom < math.inf and (crop or zoom == 1)):
             raise SfumatoError(f"zoom is a factor from 1 on, for pictures that are cropped (crop), not {zoom}.")
         sizes = _sizes(size)
-        prepare = Prepare(seed, flip, crop, zoom, _annotator(annotator, annotator_options))
+        annotators = _annotators(annotator, annotator_options)
+        prepare = Prepare(seed, flip, crop, zoom, annotators)
         maker = Maker(prepare, batch, shard, skip_broken)
         self.skipped, count = {}, None
         if isinstance(examples, Stream):
             self._feed = Windowed(examples, maker, sizes, seed, window, max(threads, 1))
         else:
-            members, self.skipped = _members(examples, sizes, maker, annotator is None)
+            members, self.skipped = _members(examples, sizes, maker, not annotators)
             count = sum(len(numbers) for _, numbers in members)
             order = Order(tuple(len(numbers) for _, numbers in members), maker.group, seed)
             self._feed = Indexed(Loader(examples, members, order, maker), threads, workers)
@@ -142,17 +146,20 @@ def _sizes(size: Any) -> tuple[Size, ...]:
     return tuple(dict.fromkeys(found))
 
 
-def _annotator(
-    annotator: str | Callable[[Image.Image], Any] | None, options: Mapping[str, Any] | None
-) -> Callable[[Image.Image], Any] | None:
-    """The annotator as a function. Raises SfumatoError for an option that does not fit before any picture is read."""
-    if not isinstance(annotator, str):
-        if options:
-            raise SfumatoError("Options are for an annotator that is given by its name.")
-        return annotator
-    function = functools.partial(annotate, annotator, **(options or {}))
-    function(Image.new("RGB", (64, 64)))
-    return function
+def _annotators(
+    wanted: Annotator | Sequence[Annotator] | None, options: Mapping[str, Any] | None
+) -> tuple[Callable[[Image.Image], Any], ...]:
+    """The annotators as functions. Raises SfumatoError for a name or an option that does not fit, before any picture
+    is read."""
+    several = (wanted,) if isinstance(wanted, str) or callable(wanted) else tuple(wanted or ())
+    if options and not (len(several) == 1 and isinstance(several[0], str)):
+        raise SfumatoError("Options are for an annotator that is given by its name, and is the only one.")
+    functions = []
+    for one in several:
+        functions.append(functools.partial(annotate, one, **(options or {})) if isinstance(one, str) else one)
+        if isinstance(one, str):
+            functions[-1](Image.new("RGB", (64, 64)))
+    return tuple(functions)
 
 
 def _members(

@@ -44,8 +44,8 @@ class Data:
     flip: bool = setting(False, "Mirror half of the pictures.")
     crop: bool = setting(False, "Crop at a place drawn at random, not in the middle.")
     zoom: float = setting(1.0, "Enlarge pictures by a factor drawn from 1 to this before --crop.")
-    control: str | None = setting(None, "Make the control pictures by an annotator (`sfumato annotators`).",
-                                  metavar="ANNOTATOR")  # fmt: skip
+    control: Names = setting((), "Make the control pictures by an annotator (`sfumato annotators`); may be repeated, "
+                             "and several take turns.", metavar="ANNOTATOR")  # fmt: skip
     control_options: Options = setting({}, "A setting of the annotator, such as low=50.", flag="--control-option")
     cached: Literal["memory", "disk"] | None = setting(
         None, "Pass every picture and text through the autoencoder and those text encoders that are not trained once, "
@@ -65,6 +65,9 @@ class Objective:
         None, "What the network tells of noised latents; what the model says."
     )
     min_snr: float | None = setting(None, "gamma of min-SNR weights (arXiv:2303.09556); 5 is usual. None: no weights.")
+    snr_floor: float = setting(
+        0.0, "Added to the SNR of --min-snr; 1 gives the noisiest times of a velocity full weight."
+    )
     offset: float = setting(0.0, "Deviation of offset noise; 0.1 is usual.")
     dropout: float | None = setting(None, "Share of pictures that go without their text, for guidance.")
     stratified: bool = setting(False, "Spread the times of a batch evenly.")

@@ -162,8 +162,8 @@ def _objective(settings: Settings, schedule: Schedule) -> Objective | None:
         return None
     wanted = settings.objective
     return Objective(
-        schedule, min_snr=wanted.min_snr, offset=wanted.offset, dropout=wanted.dropout or 0.0,
-        stratified=wanted.stratified, **settings.recipe.objective(),
+        schedule, min_snr=wanted.min_snr, snr_floor=wanted.snr_floor, offset=wanted.offset,
+        dropout=wanted.dropout or 0.0, stratified=wanted.stratified, **settings.recipe.objective(),
     )  # fmt: skip
 
 

@@ -44,6 +44,9 @@ class Objective:
     schedule: Schedule
     min_snr: float | None = None
     """gamma of min-SNR weighting (arXiv:2303.09556); 5 is usual. None weighs all times alike."""
+    snr_floor: float = 0.0
+    """Added to the SNR of min-SNR weights. Those vanish with the SNR, so hardly anything is learnt where all is noise
+    and only the text tells what to draw; with 1 the noisiest times of a velocity have the weight 1."""
     offset: float = 0.0
     """Offset noise: the deviation of a number that is added to all noise of a channel of a picture
     (https://www.crosslabs.org/blog/diffusion-with-offset-noise); 0.1 is usual."""
@@ -62,6 +65,12 @@ class Objective:
             raise SfumatoError(f"Shares of dropped rows lie between 0 and 1 in all, not {shares}.")
         if self.min_snr is not None and not self.min_snr > 0:
             raise SfumatoError(f"min_snr must be above 0 (5 is usual), not {self.min_snr!r}.")
+        if not self.snr_floor >= 0 or (self.snr_floor and (self.min_snr is None or self.min_snr <= self.snr_floor)):
+            raise SfumatoError(f"snr_floor is 0 or more and below min_snr, which it goes with; not {self.snr_floor!r}.")
+        if self.snr_floor and self.schedule.prediction_type == "epsilon":
+            raise SfumatoError(
+                "snr_floor is for models that tell the velocity or the sample; this one tells the noise."
+            )
         if not self.offset >= 0:
             raise SfumatoError(f"offset must be 0 or more (0.1 is usual), not {self.offset!r}.")
 
@@ -112,8 +121,9 @@ class Objective:
     def weights(self) -> Float64[np.ndarray, " T"]:
         """The weight of each timestep (arXiv:2303.09556, section 3.4).
 
-        In terms of the clean latents it is min(SNR, gamma) with SNR = alpha^2 / sigma^2. An error of the noise is one
-        of the clean latents times SNR^(1/2), one of the velocity times (SNR + 1)^(1/2), so these are divided by it.
+        In terms of the clean latents it is min(SNR + snr_floor, gamma) with SNR = alpha^2 / sigma^2. An error of the
+        noise is one of the clean latents times SNR^(1/2), one of the velocity times (SNR + 1)^(1/2), so these are
+        divided by it.
         """
         schedule = self.schedule
         if self.min_snr is None:
@@ -123,7 +133,9 @@ class Objective:
             # Divided before the minimum is taken: at zero terminal SNR it would be 0 / 0.
             if schedule.prediction_type == "epsilon":
                 return np.minimum(1.0, self.min_snr / snr)
-        return np.minimum(snr, self.min_snr) / (snr + 1 if schedule.prediction_type == "v_prediction" else 1)
+        return np.minimum(snr + self.snr_floor, self.min_snr) / (
+            snr + 1 if schedule.prediction_type == "v_prediction" else 1
+        )
 
     def _shares(self, t: Int[Array, " B"]) -> tuple[Float[Array, "B 1 1 1"], Float[Array, "B 1 1 1"]]:
         """alpha and sigma."""

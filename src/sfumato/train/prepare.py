@@ -71,13 +71,22 @@ class Prepare:
     flip: bool = False
     crop: bool = False
     zoom: float = 1.0
-    annotator: Callable[[Image.Image], Any] | None = None
+    annotators: tuple[Callable[[Image.Image], Any], ...] = ()
+
+    @property
+    def turns(self) -> int:
+        """How many different rows an example becomes, one after another."""
+        return max(len(self.annotators), 1)
+
+    def turn(self, epoch: int, number: int) -> int:
+        """Whose turn it is among the annotators: in an epoch all come alike often."""
+        return (epoch + number) % self.turns
 
     def __call__(self, example: Example, size: Size, epoch: int, number: int) -> dict[str, Any]:
         """A row: pixels [H W 3] in [-1, 1], text, conditioning [H W 3] in [0, 1] where there is one, sizes [6], index.
 
-        The annotator, if there is one, sees what is trained on, at the size it is trained at. Raises FileError for a
-        picture that cannot be read, or a conditioning picture of other proportions.
+        The annotators, if there are any, take turns, and see what is trained on, at the size it is trained at. Raises
+        FileError for a picture that cannot be read, or a conditioning picture of other proportions.
         """
         draws = np.random.default_rng((0, self.seed, epoch, number)).random(5, np.float32)
         picture = opened(example.image, example.name)
@@ -89,8 +98,8 @@ class Prepare:
             "sizes": np.asarray([*picture.size[::-1], part.top, part.left, *size[::-1]], np.float32),
             "index": np.int64(number),
         }
-        if self.annotator is not None:
-            row["conditioning"] = _numbers(read(self.annotator(pixels)))
+        if self.annotators:
+            row["conditioning"] = _numbers(read(self.annotators[self.turn(epoch, number)](pixels)))
         elif example.conditioning is not None:
             other = opened(example.conditioning, f"{example.name}'s conditioning picture")
             check_proportions(picture.size, other.size, example.name)
