@@ -9,6 +9,7 @@ import functools
 from typing import Annotated
 
 import numpy as np
+from jaxtyping import Bool, Float, Num, UInt8
 from PIL import Image, ImageColor, ImageFilter
 
 from sfumato.annotators import Range
@@ -64,7 +65,7 @@ def _ground(pixels: UInt8[np.ndarray, "H W 3"], tolerance: int) -> Bool[np.ndarr
     return np.isin(parts, outside[outside > 0])
 
 
-def _border(pixels: Shaped[np.ndarray, "H W *C"]) -> Shaped[np.ndarray, N * C]:
+def _border(pixels: Num[np.ndarray, "H W ..."]) -> Num[np.ndarray, "N ..."]:
     """The outermost pixels."""
     return np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
 
@@ -84,7 +85,7 @@ def _table() -> UInt8[np.ndarray, "32 32 32"]:
     return (np.argmin((difference**2).sum(-1), axis=1) + 1).astype(np.uint8).reshape(32, 32, 32)
 
 
-def _oklab(rgb: Shaped[np.ndarray, "N 3"]) -> Float[np.ndarray, "N 3"]:
+def _oklab(rgb: Num[np.ndarray, "N 3"]) -> Float[np.ndarray, "N 3"]:
     """Oklab of sRGB in 0 to 255, its lightness scaled."""
     value = rgb / 255
     linear = np.where(value <= 0.04045, value / 12.92, ((value + 0.055) / 1.055) ** 2.4)
