@@ -3,7 +3,8 @@
 Everything goes the way that users go: picture files, `Batches`, a recipe, `fit`, its export, loaded again, `generate`.
 A figure is the mean square between the latents that are drawn, over four seeds, and those of a picture. The known
 pictures are 0.03 and more apart from each other and 0.25 from the new one. What was taught is nearer than before by a
-factor of 240 and more (LoRA), 400 (DreamBooth) and 17 (a word) over three seeds of training; less is asserted.
+factor of 240 and more (LoRA) and 400 (DreamBooth) over three seeds of training; less is asserted. A word, which trains
+no network, comes 6 times nearer to a new picture than anything that the base draws.
 pytest -s prints the figures.
 """
 
@@ -12,6 +13,7 @@ from __future__ import annotations
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 
 import sfumato
 from sfumato.train.recipes.controlnet import controlnet
@@ -77,19 +79,23 @@ def test_dreambooth_learns_a_new_picture_and_keeps_the_others(base, wanted, tmp_
         assert min(figures, key=figures.__getitem__) == prompt
 
 
-def test_a_word_learns_what_the_model_can_draw(base, wanted, tmp_path):
-    """Textual Inversion trains no network, so a word can only mean what the model has in it: here, found from the
-    picture alone, the blue box, which other words stood for. It shows that two vectors in the middle of the vocabulary
-    are led there, from far away, by what the picture looks like; not that a new picture could be learned in this way.
-    Other prompts cannot change."""
+def test_a_word_learns_a_new_picture(base, tmp_path):
+    """Textual Inversion trains no network, so what a word can mean lies between what the model knows. Here that is a
+    purple disc: the base has seen red and blue ones, and draws nothing like it for any of its words. Two vectors are
+    led there from the middle of the vocabulary by the picture alone. Other prompts cannot change."""
+    purple = Image.blend(KNOWN["a red disc"], KNOWN["a blue disc"], 0.5)
+    wanted = toy.latents(base, KNOWN | {"new": purple})
     task = textual_inversion(base, "<thing>", vectors=2, templates=["a {}"])
     task.export(task.trainable, tmp_path / "start")
-    data = batches(written(tmp_path / "pictures", {"": KNOWN["a blue box"]}))
-    task.export(trained(task, data, 150, 0.1), tmp_path / "word")
+    data = batches(written(tmp_path / "pictures", {"": purple}))
+    task.export(trained(task, data, 300, 0.1), tmp_path / "word")
     before, after = (
         sfumato.load_embedding(tmp_path / name / "learned_embeds.safetensors").apply(base) for name in ("start", "word")
     )
-    assert nearer(before, after, "a <thing>", wanted["a blue box"]) > 10
+    assert nearer(before, after, "a <thing>", wanted["new"]) > 4
+    nearest = min(distance(base, prompt, wanted["new"]) for prompt in KNOWN)
+    for seed in (0, 10, 20):
+        assert nearest > 4 * distance(after, "a <thing>", wanted["new"], seed)
     for prompt in KNOWN:
         assert distance(after, prompt, wanted[prompt]) == pytest.approx(
             distance(base, prompt, wanted[prompt]), rel=0.01
