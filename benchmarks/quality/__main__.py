@@ -1,9 +1,11 @@
 """How good the embedded model is.
 
-    python -m benchmarks.quality MODEL --art FOLDER [--only autoencoder text guidance] [--steps 20]
+    python -m benchmarks.quality MODEL --art FOLDER [--only autoencoder text guidance canny grayscale regions]
+        [--net canny=NET] [--steps 20]
 
-MODEL is what `sfumato.load` takes. FOLDER is one of `tools.art`, the one that the model was trained on: its training
-pictures are those that are searched for the nearest neighbour, its held-out ones are what is asked for.
+MODEL is what `sfumato.load` takes, NET what `sfumato.load_controlnet` takes; an embedded model has its own. FOLDER is
+one of `tools.art`, the one that the model was trained on: its training pictures are those that are searched for the
+nearest neighbour, its held-out ones are what is asked for.
 """
 
 from __future__ import annotations
@@ -18,15 +20,23 @@ from benchmarks.quality import measures
 from benchmarks.quality.art import HELDOUT, read
 from benchmarks.quality.features import Space
 from sfumato import CFG
+from sfumato.embedded import controlnet_for
 
 PARTS = ("autoencoder", "text", "guidance")
+CONTROLS = {
+    "canny": ("F1 of edges", measures.same_edges),
+    "grayscale": ("PSNR of grey", measures.grey_psnr),
+    "regions": ("IoU of regions", measures.same_regions),
+}
+"""By annotator, what is compared between the picture that the control is made of and the one that is drawn."""
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model")
     parser.add_argument("--art", type=Path, required=True)
-    parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS)
+    parser.add_argument("--only", nargs="+", choices=(*PARTS, *CONTROLS), default=(*PARTS, *CONTROLS))
+    parser.add_argument("--net", nargs="+", default=[], metavar="ANNOTATOR=NET")
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--guidance", type=float, default=5.0)
     parser.add_argument("--count", type=int, default=100, help="prompts of each kind")
@@ -46,6 +56,17 @@ def main() -> None:
         for kind, art in asked.items():
             figures[f"text without guidance, {kind}"] = measures.text(model, art, space, steps=args.steps, controls=[])
         figures["text, seen, also negative"] = measures.negative(model, asked["seen"], space, **how)
+    nets = dict(each.split("=", 1) for each in args.net)
+    for annotator, (name, compare) in CONTROLS.items():
+        own = controlnet_for(args.model, annotator)
+        if annotator not in args.only or not (own or annotator in nets):
+            continue
+        net = sfumato.load_controlnet(nets.get(annotator) or own.name)
+        for scale in (1.0, 0.0):
+            kind = f"{name}, held out{'' if scale else ', without the net'}"
+            figures[kind] = measures.controlled(
+                model, net, asked["held out"], annotator, compare, scale, args.guidance, steps=args.steps
+            )
     for name, value in figures.items():
         print(f"{name:32} {value:.3f}")
     print(json.dumps({"model": args.model, "art": args.art.name, "steps": args.steps, "guidance": args.guidance,

@@ -20,16 +20,23 @@ NEAR = 1
 """Edges that lie so many pixels apart are the same."""
 
 
-def draw(model: Model, prompts: Sequence[str], batch: int = 25, **settings: Any) -> Pictures:
-    """A picture for each prompt, number i with the seed i."""
-    found = []
+def draw(
+    model: Model, prompts: Sequence[str], batch: int = 25,
+    steer: Callable[[Sequence[int]], Sequence[Any]] | None = None, **settings: Any,
+) -> Pictures:  # fmt: skip
+    """A picture for each prompt, number i with the seed i. Settings may be lists, one of each for a prompt.
+
+    `steer` makes the controls for the prompts of these numbers: always `batch` of them, so that one program does for
+    all, the last of them repeated if there are too few.
+    """
+    found, places = [], np.arange(len(prompts))
     for at in range(0, len(prompts), batch):
-        part = list(prompts[at : at + batch])
-        count = len(part)
-        part += [part[-1]] * (batch - count)  # one program for all
-        of_part = {key: value[at : at + batch] if isinstance(value, list) else value for key, value in settings.items()}
-        made = sfumato.generate(model, part, seed=list(range(at, at + batch)), **of_part)
-        found += [picture.array for picture in made][:count]
+        part = places[np.minimum(range(at, at + batch), len(prompts) - 1)]
+        how = {key: [value[i] for i in part] if isinstance(value, list) else value for key, value in settings.items()}
+        if steer is not None:
+            how["controls"] = steer(part)
+        made = sfumato.generate(model, [prompts[i] for i in part], seed=part.tolist(), **how)
+        found += [picture.array for picture in made][: len(prompts) - at]
     return np.stack(found)
 
 
@@ -90,22 +97,34 @@ def edge_f1(some: Bool[np.ndarray, "H W"], others: Bool[np.ndarray, "H W"]) -> f
 
 
 def controlled(
-    model: Model, net: Any, asked: Art, control: Callable[[Any], Any], compare: Callable[[Any, Any], float],
+    model: Model, net: Any, asked: Art, annotator: str, compare: Callable[[Any, Any], float],
     scale: float = 1.0, guidance: float = 5.0, **settings: Any,
 ) -> float:  # fmt: skip
     """The mean over pictures of `compare(picture asked for, picture drawn under its control)`."""
-    total = []
-    for number, (picture, prompt) in enumerate(zip(asked.pictures, asked.prompts, strict=True)):
-        controls = [CFG(guidance), ControlNet(net, control(picture), scale)]
-        (made,) = sfumato.generate(model, prompt, seed=number, controls=controls, **settings)
-        total.append(compare(picture, made.array))
-    return float(np.mean(total))
+    controls = [sfumato.annotate(annotator, picture) for picture in asked.pictures]
+
+    def steer(part: Sequence[int]) -> list[Any]:
+        return [CFG(guidance), ControlNet(net, [controls[i] for i in part], scale)]
+
+    made = draw(model, asked.prompts, steer=steer, **settings)
+    return float(np.mean([compare(one, other) for one, other in zip(asked.pictures, made, strict=True)]))
+
+
+def same_edges(picture: Any, made: Any) -> float:
+    """F1 of the edges of two pictures."""
+    return edge_f1(edges(picture), edges(made))
 
 
 def grey_psnr(picture: Any, made: Any) -> float:
     """PSNR of brightness (ITU-R BT.601) between two pictures."""
     weights = np.array([0.299, 0.587, 0.114])
     return psnr(float(np.square((picture @ weights - made @ weights) / 255).mean()))
+
+
+def same_regions(picture: Any, made: Any) -> float:
+    """`region_iou` of the regions that the annotator sees in two pictures."""
+    some, others = (np.asarray(sfumato.annotate("regions", each)) for each in (picture, made))
+    return region_iou(some, others)
 
 
 def region_iou(some: Any, others: Any) -> float:
