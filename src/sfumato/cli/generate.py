@@ -19,6 +19,12 @@ from sfumato.sizes import parse_size
 PLAIN = ("none", "image")
 """In place of an annotator: the picture is a control picture already."""
 
+NEXT = (
+    "Next: another --seed, -n 8 --grid, --negative, a --control with a picture of yours; `sfumato models` lists what is "
+    "there, and -m takes your own model."
+)
+"""What to try once the embedded model has drawn something."""
+
 ControlOption = typer.Option(
     "--control", metavar="ANNOTATOR=PICTURE[,net=NET,...]",
     help="Steer with a ControlNet; may be repeated. The annotator (`sfumato annotators`, or none if the picture is a "
@@ -109,6 +115,8 @@ def _run(
     elif not quiet:
         watch.say(f"Sampled in {watch.seconds['sample']:.1f} s, decoded in {watch.seconds['decode']:.1f} s")
         typer.echo("\n".join(map(str, files)))
+        if source == DEFAULT:
+            watch.say(NEXT)
 
 
 @dc.dataclass(frozen=True)
