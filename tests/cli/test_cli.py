@@ -35,6 +35,28 @@ def test_help_names_the_commands():
     assert "inspect" in out
 
 
+@pytest.mark.parametrize(("words", "sentence"), [
+    (("generate",), "Missing argument 'prompt'; `sfumato generate -h` says what it takes."),
+    (("generate", "a fox", "--sted", "3"), "No such option: --sted (Possible options: --seed, --size, --steps)"),
+    (("generate", "a fox", "--steps", "many"), "Invalid value for '--steps'"),
+    (("gen",), "No such command 'gen'; `sfumato -h` says what it takes."),
+    (("train", "lora", "--ranc", "3"), "No such option: --ranc"),
+])  # fmt: skip
+def test_words_that_do_not_fit_are_one_sentence(words, sentence):
+    done = run(*words)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("sfumato: ")
+    assert done.stderr.count("\n") == 1
+    assert sentence in done.stderr
+
+
+@pytest.mark.parametrize("words", [(), ("train",)])
+def test_without_words_there_is_help(words):
+    done = run(*words)
+    assert done.returncode == 2
+    assert "Usage: sfumato" in done.stdout + done.stderr
+
+
 def test_inspect(embedding):
     out = run("inspect", str(embedding))
     assert out.returncode == 0

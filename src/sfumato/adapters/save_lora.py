@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses as dc
-import os
-import tempfile
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,6 +15,7 @@ from sfumato.adapters.lora import Lora
 from sfumato.adapters.lora_names import original_names
 from sfumato.adapters.published import UNETS
 from sfumato.errors import SfumatoError
+from sfumato.image import write_atomically
 from sfumato.io.family import Family
 from sfumato.io.original_names import rename
 
@@ -170,20 +169,11 @@ def scaled(array: Any, factor: float) -> np.ndarray:
 
 
 def write_tensors(tensors: Tensors, file: Path, metadata: dict[str, str]) -> None:
-    """A .safetensors file. Writes beside the place first, so that no half file is ever there."""
-    from safetensors.numpy import save_file
+    """A .safetensors file, which is there only once it is whole."""
+    from safetensors.numpy import save
 
-    file.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(prefix=f".{file.name}-", dir=file.parent)
-    os.close(handle)
-    try:
-        save_file({key: np.ascontiguousarray(array) for key, array in tensors.items()}, temporary, metadata)
-        mask = os.umask(0)
-        os.umask(mask)
-        Path(temporary).chmod(0o666 & ~mask)
-        Path(temporary).replace(file)
-    finally:
-        Path(temporary).unlink(missing_ok=True)
+    whole = {key: np.ascontiguousarray(array) for key, array in tensors.items()}
+    write_atomically(file, lambda out: out.write(save(whole, metadata)))
 
 
 FORMATS = {"kohya": _kohya, "diffusers": _diffusers}

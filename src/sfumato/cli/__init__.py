@@ -45,7 +45,7 @@ def main() -> None:
     """Runs the command line: a user's mistake is one sentence on standard error and exit status 2."""
     warnings.showwarning = _show_warning
     try:
-        app()
+        status = app(prog_name="sfumato", standalone_mode=False)
     except SfumatoError as error:
         typer.echo(f"sfumato: {error}", err=True)
         sys.exit(2)
@@ -53,6 +53,22 @@ def main() -> None:
         # Whoever read the output has seen enough (`| head`); the interpreter must not complain when it closes it.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
+    except Exception as error:
+        _show_usage(error)
+        sys.exit(2)
+    sys.exit(status if isinstance(status, int) else 0)
+
+
+def _show_usage(error: Any) -> None:
+    """Says in a sentence what of the words does not fit; anything else is raised on. Their class is typer's own or
+    click's, depending on the version."""
+    if not hasattr(error, "format_message"):
+        raise error
+    if type(error).__name__ == "NoArgsIsHelpError":
+        error.show()
+        return
+    path = getattr(getattr(error, "ctx", None), "command_path", "sfumato")
+    typer.echo(f"sfumato: {error.format_message().rstrip('.')}; `{path} -h` says what it takes.", err=True)
 
 
 def _show_warning(message: Any, *_: Any, **__: Any) -> None:

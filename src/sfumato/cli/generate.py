@@ -20,8 +20,8 @@ PLAIN = ("none", "image")
 """In place of an annotator: the picture is a control picture already."""
 
 NEXT = (
-    "Next: another --seed, -n 8 --grid, --negative, a --control with a picture of yours; `sfumato models` lists what is "
-    "there, and -m takes your own model."
+    "Next: another --seed, -n 8 --grid, --negative, a --control with a picture of yours; `sfumato models` lists what "
+    "is there, and -m takes your own model."
 )
 """What to try once the embedded model has drawn something."""
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from sfumato import embedded
 from sfumato.errors import FileError
 from sfumato.io.broken import human, missing, plain
 from sfumato.io.family import Family
@@ -75,9 +76,11 @@ class Report:
 def inspect(path: str | Path, deep: bool = False) -> Report:
     """What is this? Reads headers and settings only; with `deep` also all numbers, to find broken ones.
 
-    Raises FileError if there is nothing at `path`; of a bad file the report says what is wrong.
+    `path` may also name something that comes with sfumato. Raises FileError if there is nothing at it; of a bad file
+    the report says what is wrong.
     """
-    path = Path(path)
+    piece = embedded.find(path)
+    path = piece.path if piece else Path(path)
     if not os.path.lexists(path) or (path.is_symlink() and not path.exists()):
         raise FileError(missing(path))
     try:

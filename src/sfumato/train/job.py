@@ -68,7 +68,7 @@ def run(settings: Settings, *, say: Callable[[str], None] = tell) -> Outcome:
     # What does not fit is said before anything is loaded.
     _check_batch(settings, mesh.size)
     wishes, optimizer, resumed = _wishes(settings), _optimizer(settings), _check_resumed(settings, out)
-    _objective(settings, Schedule())
+    _objective(settings, Schedule(prediction_type="sample"))  # the one that takes all settings
     model = _model(settings)
     task = settings.recipe.task(
         model, _objective(settings, model.schedule), seed=settings.run.seed, dtype=settings.run.dtype,

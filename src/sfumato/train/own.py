@@ -101,6 +101,8 @@ class Autoencoder(Recipe):
     draws: ClassVar = {"prompts": False, "pictures": True}
 
     scratch: bool = setting(False, "Start from random numbers.")
+    decoder: bool = setting(False, "Train the decoder alone: latents, and UNets that know them, stay right.",
+                            flag="--decoder-only")  # fmt: skip
     l1: float = setting(1.0, "Weight of the difference of pixels.")
     scales: float = setting(0.5, "Weight of the same at 1/2, 1/4 and 1/8 of the size.")
     edges: float = setting(0.5, "Weight of the difference between neighbouring pixels' differences.")
@@ -115,9 +117,17 @@ class Autoencoder(Recipe):
     def arguments(self, dtype: str) -> dict[str, Any]:
         from sfumato.train.recipes import autoencoder as module
 
+        if self.decoder and (self.scratch or self.standardise):
+            raise SfumatoError("With --decoder-only latents stay what they are, so there is no --scratch and no "
+                               "--standardise beside it.")  # fmt: skip
         terms = {name: getattr(self, name) for name in ("l1", "scales", "edges", "kl", "decorrelated")}
         judge = module.Adversarial(self.adversarial, self.adversarial_start) if self.adversarial else None
-        return {"reconstruction": module.Reconstruction(**terms), "adversarial": judge, "scratch": self.scratch}
+        return {
+            "reconstruction": module.Reconstruction(**terms),
+            "adversarial": judge,
+            "scratch": self.scratch,
+            "decoder": self.decoder,
+        }
 
     def finished(self, model: Any, trained: Any, data: Iterator[Any]) -> Any:
         if not self.standardise:

@@ -16,6 +16,7 @@ from sfumato import image
 from sfumato.errors import SfumatoError
 from sfumato.io.fill import fill
 from sfumato.train.discriminator import Adversarial
+from sfumato.train.own import RECIPES
 from sfumato.train.recipes.autoencoder import autoencoder
 from sfumato.train.reconstruction import COLOURS, Reconstruction
 from sfumato.train.samples import Sampling
@@ -123,6 +124,34 @@ def test_without_weight_there_is_no_discriminator(models):
         for other in (task, autoencoder(models("sd1")))
     ]
     assert programs[0] == programs[1]
+
+
+@pytest.mark.slow
+def test_the_decoder_alone(models, tmp_path):
+    """The loss and the decoder's gradients are those of the whole; what makes latents stays, bit for bit."""
+    model = models("sd1")
+    task, all_of_it = autoencoder(model, WEIGHTS, decoder=True, remat=True), autoencoder(model, WEIGHTS)
+    assert task.trainable.keys() == {"decoder", "post_quant_conv"}
+    data, key = task.collate(batch()), jax.random.key(0)
+    step = jax.jit(lambda task_loss, *a: jax.value_and_grad(task_loss, has_aux=True)(*a), static_argnums=0)
+    (loss, _), gradients = step(task.loss, task.trainable, task.frozen, data, key)
+    (expected, _), whole = step(all_of_it.loss, all_of_it.trainable, {}, data, key)
+    assert float(loss) == pytest.approx(float(expected), rel=1e-6)
+    assert_same(gradients, {name: getattr(whole["vae"], name) for name in gradients})
+    task.export(jax.tree.map(lambda a: a + 0.5, task.trainable), tmp_path / "out")
+    again = sfumato.load(tmp_path / "out", dtype="float32").vae
+    for mine, theirs in zip(
+        *(jax.tree.leaves([vae.encoder, vae.quant_conv]) for vae in (again, model.vae)), strict=True
+    ):
+        np.testing.assert_array_equal(mine, theirs)
+    changed = np.asarray(model.vae.decoder.conv_in.kernel[...]) + 0.5
+    np.testing.assert_allclose(again.decoder.conv_in.kernel[...], changed, rtol=1e-6)
+
+
+@pytest.mark.parametrize("other", [{"scratch": True}, {"standardise": 3}])
+def test_what_does_not_go_with_the_decoder_alone(other):
+    with pytest.raises(SfumatoError, match="no --scratch and no --standardise"):
+        RECIPES["autoencoder"](decoder=True, **other).arguments("float32")
 
 
 @pytest.mark.slow

@@ -1,0 +1,48 @@
+"""The stages that train what comes with the package."""
+
+from __future__ import annotations
+
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from sfumato import cli
+from sfumato.embedded import PIECES
+from tools.embedded.pack import stage
+from tools.embedded.stages import SIZES, STAGES
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.mark.parametrize("scale", SIZES)
+def test_every_training_is_a_command_that_sfumato_takes(scale, monkeypatch):
+    seen = []
+    monkeypatch.setattr("sfumato.cli.train._run", seen.append)
+    runs = Path("some folder")
+    for each in STAGES:
+        words = each.command(runs, scale)
+        if words[:2] == ["sfumato", "train"]:
+            assert CliRunner().invoke(cli.app, words[1:]).exception is None, words
+            assert Path(seen[-1].run.out) / "final" == runs / each.done
+    assert len(seen) >= 3
+
+
+def test_what_a_stage_starts_from_is_made_before():
+    made = set()
+    for each in STAGES:
+        needed = {word.split("/")[1] for word in each.command(Path("RUNS"), "small") if word.startswith("RUNS/")}
+        assert needed - {each.name, "packages"} <= made, each.name
+        made.add(each.name)
+    assert {stage(piece) for piece in PIECES} <= made
+
+
+def test_the_commands_are_printed():
+    command = [sys.executable, "-m", "tools.embedded", "RUNS", "--print", "--only", "base", "lines"]
+    lines = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=True).stdout.splitlines()
+    assert [shlex.split(line)[:3] for line in lines] == [
+        ["sfumato", "train", "text-to-image"], ["sfumato", "train", "controlnet"],
+    ]  # fmt: skip
