@@ -1,0 +1,223 @@
+"""What the gallery shows."""
+
+from __future__ import annotations
+
+import dataclasses as dc
+import inspect
+
+
+@dc.dataclass(frozen=True)
+class Entry:
+    """A picture, how it is made, and what is to be said of it."""
+
+    name: str
+    section: str
+    title: str
+    code: str
+    """A command, or lines of Python that know `sfumato` and `model`, the embedded one. It writes `file`."""
+    words: str = ""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "code", inspect.cleandoc(self.code))
+
+    @property
+    def command(self) -> bool:
+        """Whether it is a command, not Python."""
+        return self.code.startswith("sfumato ")
+
+    @property
+    def file(self) -> str:
+        """The picture that it writes."""
+        return f"{self.name}.png"
+
+
+INTRODUCTION = """\
+# Gallery
+
+Every picture here was drawn by the model that comes with sfumato, 14 million weights that were trained on two processor
+cores, in a second or so each, by the command or the lines beside it. `python -m tools.gallery` draws them all anew. In
+Python, `model` is `sfumato.load("emoji")`."""
+
+SECTIONS = {
+    "Text": "",
+    "Control": "The drawings are ours: `tools/gallery/drawings.py`.",
+    "Editing": "",
+    "Guidance": "",
+    "Adapters": "",
+}
+
+T, C, E, G, A = SECTIONS
+
+ENTRIES = (
+    Entry("apple", T, "A prompt", 'sfumato generate "red apple, noto" -o apple.png'),
+    Entry(
+        "seeds",
+        T,
+        "Eight seeds",
+        'sfumato generate "a rocket" -n 8 --grid -o seeds.png',
+        "Without a style in the prompt, each seed takes its own.",
+    ),
+    Entry(
+        "styles",
+        T,
+        "One thing in three styles",
+        """
+        prompts = [f"a hamburger, {style} style" for style in ("noto", "twemoji", "fluent 3d")]
+        sfumato.generate(model, prompts, seed=3).grid().save("styles.png")
+        """,
+    ),
+    Entry(
+        "guidance",
+        T,
+        "Guidance scales 1.1, 3 and 7.5",
+        """
+        from sfumato import CFG
+
+        made = []
+        for scale in (1.1, 3, 7.5):
+            made += sfumato.generate(model, "a penguin, noto style", count=4, controls=[CFG(scale)])
+        sfumato.Images(made).grid(columns=4).save("guidance.png")
+        """,
+        "A row for each scale: the higher it is, the closer to the prompt and the stronger the colours.",
+    ),
+    Entry(
+        "negative",
+        T,
+        "A negative prompt",
+        """
+        plain = sfumato.generate(model, "a heart", count=4)
+        other = sfumato.generate(model, "a heart", negative="red", count=4)
+        sfumato.Images([*plain, *other]).grid(columns=4).save("negative.png")
+        """,
+    ),
+    Entry(
+        "samplers",
+        T,
+        "Six samplers, twelve steps",
+        """
+        names = ("ddim", "euler", "euler a", "dpm++ 2m karras", "unipc", "heun")
+        made = [sfumato.generate(model, "a sunflower, fluent 3d", sampler=name, steps=12)[0] for name in names]
+        sfumato.Images(made).grid(columns=6).save("samplers.png")
+        """,
+    ),
+    Entry(
+        "weights",
+        T,
+        "A weighted word",
+        """
+        prompts = ["a rose, (green:0.5)", "a rose, green", "a rose, (green:1.5)"]
+        sfumato.generate(model, prompts, seed=5).grid().save("weights.png")
+        """,
+    ),
+    Entry(
+        "img2img",
+        E,
+        "Image-to-image, strengths 0.3 to 0.9",
+        """
+        made = []
+        for strength in (0.3, 0.5, 0.7, 0.9):
+            made += sfumato.generate(model, "a tiger face, noto style", image="painted-cat.png", strength=strength)
+        sfumato.Images(made).grid(columns=4).save("img2img.png")
+        """,
+        "From our painted cat.",
+    ),
+    Entry(
+        "inpainting",
+        E,
+        "Inpainting: the right half",
+        """
+        import numpy as np
+
+        from sfumato import CFG, Inpaint
+
+        mask = np.zeros((128, 128), np.uint8)
+        mask[:, 64:] = 255
+        (apple,) = sfumato.generate(model, "red apple, noto")
+        controls = [CFG(5), Inpaint(apple.pil, mask)]
+        sfumato.generate(model, "green apple, noto", controls=controls, count=4).grid(columns=4).save("inpainting.png")
+        """,
+        "By a model of 4 channels: what is known is put back in every step.",
+    ),
+    Entry(
+        "inversion",
+        E,
+        "A picture that the model never saw: inverted, and drawn again",
+        """
+        import numpy as np
+        from PIL import Image
+
+        latents, captions = sfumato.invert(model, "painted-cat.png", "a cat face, noto style", steps=50)
+        again = sfumato.generate(model, captions, latents=latents, sampler="ddim", steps=50, controls=[])
+        painted = sfumato.Picture(np.asarray(Image.open("painted-cat.png")))
+        sfumato.Images([painted, *again]).grid(columns=2).save("inversion.png")
+        """,
+    ),
+    Entry(
+        "pix2pix-zero",
+        E,
+        "Pix2Pix-Zero: cat to dog",
+        """
+        from sfumato import CFG, Pix2PixZero
+
+        edit = Pix2PixZero(
+            source=["a cat face, noto", "a cat face, noto style"], target=["a dog face, noto", "a dog face, noto style"]
+        )
+        before = sfumato.generate(model, "a cat face, noto style", count=4, steps=50)
+        after = sfumato.generate(model, "a cat face, noto style", count=4, steps=50, controls=[CFG(5), edit])
+        sfumato.Images([*before, *after]).grid(columns=4).save("pix2pix-zero.png")
+        """,
+    ),
+    Entry(
+        "sega",
+        G,
+        "Semantic guidance: another colour",
+        """
+        from sfumato import CFG, SEGA, Edit
+
+        plain = sfumato.generate(model, "a red heart, noto style", count=4, controls=[CFG(5)])
+        blue = sfumato.generate(
+            model, "a red heart, noto style", count=4, controls=[CFG(5), SEGA([Edit("blue", scale=8, warmup=3)])]
+        )
+        sfumato.Images([*plain, *blue]).grid(columns=4).save("sega.png")
+        """,
+    ),
+    Entry(
+        "sag",
+        G,
+        "Self-attention guidance: none, 0.75, 1.5",
+        """
+        from sfumato import CFG, SAG
+
+        made = []
+        for scale in (0.0, 0.75, 1.5):
+            made += sfumato.generate(model, "a fox, noto style", count=4, controls=[CFG(3), SAG(scale)])
+        sfumato.Images(made).grid(columns=4).save("sag.png")
+        """,
+    ),
+    Entry(
+        "pag",
+        G,
+        "Perturbed-attention guidance: none, 2, 4",
+        """
+        from sfumato import CFG, PAG
+
+        made = []
+        for scale in (0.0, 2.0, 4.0):
+            made += sfumato.generate(model, "an owl, fluent 3d style", count=4, controls=[CFG(3), PAG(scale)])
+        sfumato.Images(made).grid(columns=4).save("pag.png")
+        """,
+    ),
+    Entry(
+        "attend-and-excite",
+        G,
+        "Attend-and-Excite: two things in one prompt",
+        """
+        from sfumato import CFG, AttendAndExcite
+
+        prompt = "a cat and a frog, noto style"
+        plain = sfumato.generate(model, prompt, count=4)
+        both = sfumato.generate(model, prompt, count=4, controls=[CFG(5), AttendAndExcite(["cat", "frog"])])
+        sfumato.Images([*plain, *both]).grid(columns=4).save("attend-and-excite.png")
+        """,
+    ),
+)
