@@ -43,11 +43,11 @@ class Stage:
 
 
 def _net(name: str, controls: str) -> Stage:
-    """A ControlNet. It learns from all art, more than the base knows, so that it follows the control picture and does
-    not take it for a name."""
+    """A ControlNet. It learns from all concepts, more than the base knows, so that it follows the control picture and
+    does not take it for a name."""
     return Stage(
         name,
-        f"sfumato train controlnet -m {{runs}}/base/final -d {{runs}}/art -o {{runs}}/{name} {controls} --cached "
+        f"sfumato train controlnet -m {{runs}}/base/final -d {{runs}}/concepts -o {{runs}}/{name} {controls} --cached "
         f"memory --batch {{batch}} --steps {{net}} --learning-rate 1e-3 --warmup 50 --ema 0.99 --dropout 0.2 "
         f"{VELOCITY} {ADAM}",
     )
@@ -55,6 +55,9 @@ def _net(name: str, controls: str) -> Stage:
 
 STAGES = (
     Stage("art", "python -m tools.art {runs}/art --cache {runs}/packages", "art/metadata.jsonl"),
+    Stage(
+        "concepts", "python -m tools.art {runs}/concepts --cache {runs}/packages {styles}", "concepts/metadata.jsonl",
+    ),
     Stage("nouns", "python -m tools.art {runs}/nouns --cache {runs}/packages {nouns} {styles}", "nouns/metadata.jsonl"),
     Stage(
         "blob", "python -m tools.art {runs}/blob --cache {runs}/packages {nouns} --styles noto-blob",
