@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses as dc
 import math
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -91,6 +92,7 @@ def _run(
 
     import sfumato
     from sfumato.cli.watch import Watch
+    from sfumato.plan import size_of
 
     rounds = math.ceil(settings["count"] / (settings["batch"] or settings["count"]))
     watch = Watch(rounds, quiet=quiet or json)
@@ -101,7 +103,8 @@ def _run(
         controls.append(sfumato.Inpaint(*inpaint))
     for one in nets:
         net = sfumato.load_controlnet(one.net, dtype=how["dtype"])
-        controls.append(sfumato.ControlNet(net, one.picture, one.scale, sfumato.Window(*one.window), one.guess))
+        picture = one.picture(size_of(model, settings["size"]))
+        controls.append(sfumato.ControlNet(net, picture, one.scale, sfumato.Window(*one.window), one.guess))
     with watch:
         images = sfumato.generate(model, prompt, controls=controls, progress=watch.progress, **settings)
     watch.done()
@@ -121,18 +124,30 @@ def _run(
 
 @dc.dataclass(frozen=True)
 class _Control:
-    """A --control, with its control picture made."""
+    """A --control."""
 
     net: str
-    picture: Any
+    annotator: str
+    photo: Any
+    options: Mapping[str, str]
     scale: float = 1.0
     window: tuple[float, float] = (0.0, 1.0)
     guess: bool = False
 
+    def picture(self, size: tuple[int, int]) -> Any:
+        """The control picture, annotated at the size that is drawn: what is an edge or a thin line depends on it."""
+        from sfumato.annotators import annotate
+        from sfumato.image import resize
+
+        photo = resize(self.photo, size)
+        return photo if self.annotator in PLAIN else annotate(self.annotator, photo, **self.options)
+
 
 def _control(text: str, model: str) -> _Control:
-    """Reads ANNOTATOR=PICTURE,net=NET,... and makes the picture; without net= it is the one that comes with the model.
-    Raises SfumatoError for what does not fit."""
+    """Reads ANNOTATOR=PICTURE,net=NET,...; without net= it is the one that comes with the model. Raises SfumatoError
+    for what does not fit."""
+    from PIL import Image
+
     from sfumato.annotators import annotate
     from sfumato.controls.check import finite, window
     from sfumato.image import read
@@ -157,8 +172,10 @@ def _control(text: str, model: str) -> _Control:
     inside = window("ControlNet", Window(values.pop("start", 0), values.pop("stop", 1)))  # pyright: ignore[reportArgumentType]
     if annotator in PLAIN and values:
         raise SfumatoError(f"--control {text}: a plain picture has no setting {next(iter(values))!r}.")
-    picture = read(photo) if annotator in PLAIN else annotate(annotator, photo, **values)
-    return _Control(net, picture, scale, (float(inside.start), float(inside.stop)), guess)
+    if annotator not in PLAIN:
+        annotate(annotator, Image.new("RGB", (64, 64)), **values)  # what does not fit is said before anything is loaded
+    span = (float(inside.start), float(inside.stop))
+    return _Control(net, annotator, read(photo), values, scale, span, guess)
 
 
 def _check(
