@@ -44,7 +44,7 @@ def run(entry: Entry, names: dict[str, Any]) -> None:
 
         from sfumato.cli import app
 
-        done = CliRunner().invoke(app, [*shlex.split(entry.code)[1:], "--quiet"])
+        done = CliRunner().invoke(app, [*shlex.split(entry.code.replace("\\\n", " "))[1:], "--quiet"])
         if done.exception is not None:
             raise done.exception
     else:

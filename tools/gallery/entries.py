@@ -48,86 +48,88 @@ SECTIONS = {
 
 T, C, E, G, A = SECTIONS
 
+# fmt: off
 ENTRIES = (
     Entry("apple", T, "A prompt", 'sfumato generate "red apple, noto" -o apple.png'),
-    Entry(
-        "seeds",
-        T,
-        "Eight seeds",
-        'sfumato generate "a rocket" -n 8 --grid -o seeds.png',
-        "Without a style in the prompt, each seed takes its own.",
-    ),
-    Entry(
-        "styles",
-        T,
-        "One thing in three styles",
-        """
+    Entry("seeds", T, "Eight seeds", 'sfumato generate "a rocket" -n 8 --grid -o seeds.png',
+          "Without a style in the prompt, each seed takes its own."),
+    Entry("styles", T, "One thing in three styles", """
         prompts = [f"a hamburger, {style} style" for style in ("noto", "twemoji", "fluent 3d")]
         sfumato.generate(model, prompts, seed=3).grid().save("styles.png")
-        """,
-    ),
-    Entry(
-        "guidance",
-        T,
-        "Guidance scales 1.1, 3 and 7.5",
-        """
+        """),
+    Entry("guidance", T, "Guidance scales 1.1, 3 and 7.5", """
         from sfumato import CFG
 
         made = []
         for scale in (1.1, 3, 7.5):
             made += sfumato.generate(model, "a penguin, noto style", count=4, controls=[CFG(scale)])
         sfumato.Images(made).grid(columns=4).save("guidance.png")
-        """,
-        "A row for each scale: the higher it is, the closer to the prompt and the stronger the colours.",
-    ),
-    Entry(
-        "negative",
-        T,
-        "A negative prompt",
-        """
+        """, "A row for each scale: the higher it is, the closer to the prompt and the stronger the colours."),
+    Entry("negative", T, "A negative prompt", """
         plain = sfumato.generate(model, "a heart", count=4)
         other = sfumato.generate(model, "a heart", negative="red", count=4)
         sfumato.Images([*plain, *other]).grid(columns=4).save("negative.png")
-        """,
-    ),
-    Entry(
-        "samplers",
-        T,
-        "Six samplers, twelve steps",
-        """
+        """),
+    Entry("samplers", T, "Six samplers, twelve steps", """
         names = ("ddim", "euler", "euler a", "dpm++ 2m karras", "unipc", "heun")
         made = [sfumato.generate(model, "a sunflower, fluent 3d", sampler=name, steps=12)[0] for name in names]
         sfumato.Images(made).grid(columns=6).save("samplers.png")
-        """,
-    ),
-    Entry(
-        "weights",
-        T,
-        "A weighted word",
-        """
+        """),
+    Entry("weights", T, "A weighted word", """
         prompts = ["a rose, (green:0.5)", "a rose, green", "a rose, (green:1.5)"]
         sfumato.generate(model, prompts, seed=5).grid().save("weights.png")
-        """,
-    ),
-    Entry(
-        "img2img",
-        E,
-        "Image-to-image, strengths 0.3 to 0.9",
-        """
+        """),
+
+    Entry("sketch", C, "A sketch on paper",
+          'sfumato generate "a cat face, noto style" --control sketch=sketch-cat.jpg -o sketch.png'),
+    Entry("sketches", C, "Four sketches, two prompts each", """
+        from PIL import Image
+        from sfumato import CFG, ControlNet
+
+        net = sfumato.load_controlnet("emoji-lines")
+        wishes = {
+            "cat": ["a cat face, fluent 3d style", "a tiger face, twemoji style"],
+            "apple": ["a red apple, noto style", "a tangerine, fluent 3d style"],
+            "fish": ["a tropical fish, noto style", "a shark, twemoji style"],
+            "house": ["a house, noto style", "a castle, fluent 3d style"],
+        }
+        made = []
+        for name, prompts in wishes.items():
+            sketch = sfumato.annotate("sketch", Image.open(f"sketch-{name}.jpg").resize((128, 128)))
+            made += sfumato.generate(model, prompts, controls=[CFG(5), ControlNet(net, sketch)])
+        sfumato.Images(made).grid(columns=4).save("sketches.png")
+        """),
+    Entry("scales", C, "Scales of the ControlNet: 0, 0.3, 0.6, 1", """
+        from PIL import Image
+        from sfumato import CFG, ControlNet
+
+        net = sfumato.load_controlnet("emoji-lines")
+        sketch = sfumato.annotate("sketch", Image.open("sketch-cat.jpg").resize((128, 128)))
+        made = []
+        for scale in (0.0, 0.3, 0.6, 1.0):
+            made += sfumato.generate(model, "a panda, twemoji style", controls=[CFG(5), ControlNet(net, sketch, scale)])
+        sfumato.Images(made).grid(columns=4).save("scales.png")
+        """),
+    Entry("edges", C, "Edges of a picture, other words", """
+        sfumato generate "a polar bear, fluent 3d style" --control canny=painted-cat.png -n 4 --grid -o edges.png
+        """),
+    Entry("scribble", C, "The same by broad lines, which need not be followed exactly", """
+        sfumato generate "a polar bear, fluent 3d" --control scribble=painted-cat.png,scale=0.8 \\
+            -n 4 --grid -o scribble.png
+        """),
+    Entry("both", C, "Image-to-image and a ControlNet together", """
+        sfumato generate "a fox, noto" --image painted-cat.png --control canny=painted-cat.png,scale=0.7 \\
+            -n 4 --grid -o both.png
+        """),
+
+    Entry("img2img", E, "Image-to-image, strengths 0.3 to 0.9", """
         made = []
         for strength in (0.3, 0.5, 0.7, 0.9):
             made += sfumato.generate(model, "a tiger face, noto style", image="painted-cat.png", strength=strength)
         sfumato.Images(made).grid(columns=4).save("img2img.png")
-        """,
-        "From our painted cat.",
-    ),
-    Entry(
-        "inpainting",
-        E,
-        "Inpainting: the right half",
-        """
+        """, "From our painted cat."),
+    Entry("inpainting", E, "Inpainting: the right half", """
         import numpy as np
-
         from sfumato import CFG, Inpaint
 
         mask = np.zeros((128, 128), np.uint8)
@@ -135,14 +137,8 @@ ENTRIES = (
         (apple,) = sfumato.generate(model, "red apple, noto")
         controls = [CFG(5), Inpaint(apple.pil, mask)]
         sfumato.generate(model, "green apple, noto", controls=controls, count=4).grid(columns=4).save("inpainting.png")
-        """,
-        "By a model of 4 channels: what is known is put back in every step.",
-    ),
-    Entry(
-        "inversion",
-        E,
-        "A picture that the model never saw: inverted, and drawn again",
-        """
+        """, "By a model of 4 channels: what is known is put back in every step."),
+    Entry("inversion", E, "A picture that the model never saw: inverted, and drawn again", """
         import numpy as np
         from PIL import Image
 
@@ -150,13 +146,8 @@ ENTRIES = (
         again = sfumato.generate(model, captions, latents=latents, sampler="ddim", steps=50, controls=[])
         painted = sfumato.Picture(np.asarray(Image.open("painted-cat.png")))
         sfumato.Images([painted, *again]).grid(columns=2).save("inversion.png")
-        """,
-    ),
-    Entry(
-        "pix2pix-zero",
-        E,
-        "Pix2Pix-Zero: cat to dog",
-        """
+        """),
+    Entry("pix2pix-zero", E, "Pix2Pix-Zero: cat to dog", """
         from sfumato import CFG, Pix2PixZero
 
         edit = Pix2PixZero(
@@ -165,13 +156,9 @@ ENTRIES = (
         before = sfumato.generate(model, "a cat face, noto style", count=4, steps=50)
         after = sfumato.generate(model, "a cat face, noto style", count=4, steps=50, controls=[CFG(5), edit])
         sfumato.Images([*before, *after]).grid(columns=4).save("pix2pix-zero.png")
-        """,
-    ),
-    Entry(
-        "sega",
-        G,
-        "Semantic guidance: another colour",
-        """
+        """),
+
+    Entry("sega", G, "Semantic guidance: another colour", """
         from sfumato import CFG, SEGA, Edit
 
         plain = sfumato.generate(model, "a red heart, noto style", count=4, controls=[CFG(5)])
@@ -179,45 +166,30 @@ ENTRIES = (
             model, "a red heart, noto style", count=4, controls=[CFG(5), SEGA([Edit("blue", scale=8, warmup=3)])]
         )
         sfumato.Images([*plain, *blue]).grid(columns=4).save("sega.png")
-        """,
-    ),
-    Entry(
-        "sag",
-        G,
-        "Self-attention guidance: none, 0.75, 1.5",
-        """
+        """),
+    Entry("sag", G, "Self-attention guidance: none, 0.75, 1.5", """
         from sfumato import CFG, SAG
 
         made = []
         for scale in (0.0, 0.75, 1.5):
             made += sfumato.generate(model, "a fox, noto style", count=4, controls=[CFG(3), SAG(scale)])
         sfumato.Images(made).grid(columns=4).save("sag.png")
-        """,
-    ),
-    Entry(
-        "pag",
-        G,
-        "Perturbed-attention guidance: none, 2, 4",
-        """
+        """),
+    Entry("pag", G, "Perturbed-attention guidance: none, 2, 4", """
         from sfumato import CFG, PAG
 
         made = []
         for scale in (0.0, 2.0, 4.0):
             made += sfumato.generate(model, "an owl, fluent 3d style", count=4, controls=[CFG(3), PAG(scale)])
         sfumato.Images(made).grid(columns=4).save("pag.png")
-        """,
-    ),
-    Entry(
-        "attend-and-excite",
-        G,
-        "Attend-and-Excite: two things in one prompt",
-        """
+        """),
+    Entry("attend-and-excite", G, "Attend-and-Excite: two things in one prompt", """
         from sfumato import CFG, AttendAndExcite
 
         prompt = "a cat and a frog, noto style"
         plain = sfumato.generate(model, prompt, count=4)
         both = sfumato.generate(model, prompt, count=4, controls=[CFG(5), AttendAndExcite(["cat", "frog"])])
         sfumato.Images([*plain, *both]).grid(columns=4).save("attend-and-excite.png")
-        """,
-    ),
+        """),
 )
+# fmt: on
