@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses as dc
+import errno
 from pathlib import Path
 from typing import Any
 
@@ -208,12 +209,11 @@ def test_no_half_files(loaded: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     file = save_lora(lora, tmp_path / "a.safetensors")
     before = file.read_bytes()
 
-    def fail(tensors: Any, path: str, metadata: Any) -> None:
-        Path(path).write_bytes(b"half")
-        raise OSError("the disk is full")
+    def fail(handle: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("safetensors.numpy.save_file", fail)
-    with pytest.raises(OSError, match="full"):
+    monkeypatch.setattr("os.fsync", fail)  # all is written by then, and nothing in its place
+    with pytest.raises(SfumatoError, match=r"a\.safetensors cannot be written \(No space left on device\)"):
         save_lora(lora, file, overwrite=True)
     assert (file.read_bytes(), list(tmp_path.iterdir())) == (before, [file])
 

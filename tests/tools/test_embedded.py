@@ -6,6 +6,7 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from typer.testing import CliRunner
@@ -21,7 +22,12 @@ ROOT = Path(__file__).parents[2]
 @pytest.mark.parametrize("scale", SIZES)
 def test_every_training_is_a_command_that_sfumato_takes(scale, monkeypatch):
     seen = []
-    monkeypatch.setattr("sfumato.cli.train._run", seen.append)
+
+    def note(settings):
+        seen.append(settings)
+        return SimpleNamespace(stopped=False, final="out/final")
+
+    monkeypatch.setattr("sfumato.train.job.run", note)
     runs = Path("some folder")
     for each in STAGES:
         words = each.command(runs, scale)
