@@ -22,9 +22,10 @@ NEAR = 1
 
 def draw(
     model: Model, prompts: Sequence[str], batch: int = 25,
-    steer: Callable[[Sequence[int]], Sequence[Any]] | None = None, **settings: Any,
+    negative: Sequence[str] | None = None, steer: Callable[[Sequence[int]], Sequence[Any]] | None = None,
+    **settings: Any,
 ) -> Pictures:  # fmt: skip
-    """A picture for each prompt, number i with the seed i. Settings may be lists, one of each for a prompt.
+    """A picture for each prompt, number i with the seed i; `negative` has one for each, too.
 
     `steer` makes the controls for the prompts of these numbers: always `batch` of them, so that one program does for
     all, the last of them repeated if there are too few.
@@ -32,7 +33,9 @@ def draw(
     found, places = [], np.arange(len(prompts))
     for at in range(0, len(prompts), batch):
         part = places[np.minimum(range(at, at + batch), len(prompts) - 1)]
-        how = {key: [value[i] for i in part] if isinstance(value, list) else value for key, value in settings.items()}
+        how = dict(settings)
+        if negative is not None:
+            how["negative"] = [negative[i] for i in part]
         if steer is not None:
             how["controls"] = steer(part)
         made = sfumato.generate(model, [prompts[i] for i in part], seed=part.tolist(), **how)

@@ -73,7 +73,7 @@ def generate(
     check_model("generate", model)
     plan = make_plan(model, prompt, negative, count, seed, size)
     chosen = sampler_of(sampler, model.schedule)
-    controls = checked_controls(controls)
+    controls = checked_controls(controls, model)
     start, stop = _share(start, stop, latents, image)
     check_choices(output, batch, devices)
     strength = finite("strength", strength, 0, 1)
@@ -210,10 +210,10 @@ def check_model(what: str, model: Any) -> None:
         raise SfumatoError(f"{what} takes a model as sfumato.load returns it, not a {type(model).__name__}.")
 
 
-def checked_controls(controls: Any) -> tuple[Control, ...]:
-    """The controls, plain guidance for None. Raises SfumatoError for what is none."""
+def checked_controls(controls: Any, model: Model) -> tuple[Control, ...]:
+    """The controls, plain guidance as the model likes it for None. Raises SfumatoError for what is none."""
     if controls is None:
-        return (CFG(),)
+        return (CFG(model.guidance),)
     if not isinstance(controls, Sequence) or isinstance(controls, str):
         kind = type(controls).__name__
         raise SfumatoError(f"controls takes a list of controls, such as [sfumato.CFG(5)], not a {kind}.")

@@ -45,7 +45,7 @@ def invert(
     many = len(image) if isinstance(image, list | tuple) else 1
     plan = make_plan(model, [prompt] * max(many, 1) if isinstance(prompt, str) else prompt, negative, 1, 0, size)
     sampler = _sampler(regularise, plan.latent_shape)
-    controls = checked_controls(controls)
+    controls = checked_controls(controls, model)
     check_choices("latents", batch, devices)
     table = run.rows(model, sampler, steps)
     pixels = pictures("image", image, len(plan), plan.size, signed=True)

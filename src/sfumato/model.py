@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses as dc
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,6 +16,9 @@ from sfumato.models.unet import UNet
 from sfumato.models.vae import AutoencoderKL
 from sfumato.schedule import Schedule
 from sfumato.text.tokenizer import Tokenizer
+
+GUIDANCE = "guidance_scale"
+"""The setting of a checkpoint that says how much guidance it wants. diffusers has none for that, and passes over it."""
 
 
 @dc.dataclass(frozen=True)
@@ -39,6 +43,12 @@ class Model:
     """Further settings of the checkpoint's `model_index.json`, such as `force_zeros_for_empty_prompt`."""
     adapters: tuple[str, ...] = ()
     """What was applied to it since, for the metadata of pictures: LoRAs with their strengths, words."""
+
+    @property
+    def guidance(self) -> float:
+        """The guidance scale that it draws best with: "guidance_scale" of its `model_index.json`, otherwise 7.5."""
+        said = self.options.get(GUIDANCE)
+        return float(said) if isinstance(said, int | float) and math.isfinite(said) else 7.5
 
     @property
     def dtype(self) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses as dc
+
 import numpy as np
 import pytest
 
@@ -50,6 +52,15 @@ def test_a_name_wins_over_a_folder_and_a_path_is_still_a_path(tmp_path, monkeypa
     assert sfumato.inspect(embedded.DEFAULT).problem is None
     with pytest.raises(sfumato.FileError):
         sfumato.load(f"./{embedded.DEFAULT}")
+
+
+def test_the_model_says_how_much_guidance_it_wants():
+    model = sfumato.load(embedded.DEFAULT)
+    assert model.guidance == 3.0
+    (made,) = sfumato.generate(model, "red apple, noto", steps=2, size=(64, 64))
+    assert made.metadata["settings"]["guidance"] == 3.0
+    for said in ({}, {"guidance_scale": "high"}, {"guidance_scale": float("nan")}):
+        assert dc.replace(model, options=said).guidance == 7.5
 
 
 @pytest.mark.parity

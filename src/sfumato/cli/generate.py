@@ -50,7 +50,8 @@ def generate(
     mask: Annotated[Path | None, typer.Option(help="White is repainted, black stays.")] = None,
     sampler: Annotated[str | None, typer.Option(help="One of `sfumato samplers`; otherwise the model's own.")] = None,
     steps: Annotated[int, typer.Option(help="Evaluations of the network.")] = 30,
-    guidance: Annotated[float, typer.Option(help="How closely to follow the prompt; 1 is no guidance.")] = 7.5,
+    guidance: Annotated[float | None, typer.Option(help="How closely to follow the prompt; 1 is no guidance. 7.5, or "
+                                                   "what the model says.")] = None,
     rescale: Annotated[float, typer.Option(help="Share, 0 to 1, of the correction for too strong contrast.")] = 0.0,
     size: Annotated[str | None, typer.Option(metavar="WxH", help="Such as 768x512; the model's own.")] = None,
     seed: Annotated[int, typer.Option(help="Of the first picture; the others follow.")] = 0,
@@ -83,7 +84,8 @@ def generate(
 
 
 def _run(
-    prompt: str, source: str, nets: list[_Control], inpaint: tuple[Path, Path] | None, guidance: tuple[float, float],
+    prompt: str, source: str, nets: list[_Control], inpaint: tuple[Path, Path] | None,
+    guidance: tuple[float | None, float],
     settings: dict[str, Any], how: dict[str, Any], adapters: tuple[list[tuple[str, float]], list[str]], out: Path,
     grid: bool, json: bool, quiet: bool,
 ) -> None:  # fmt: skip
@@ -98,7 +100,9 @@ def _run(
     watch = Watch(rounds, quiet=quiet or json)
     watch.loading(source)
     model = adapted(sfumato.load(source, **how), *adapters)
-    controls: list[Any] = [] if guidance[0] == 1 else [sfumato.CFG(*guidance)]
+    scale, rescale = guidance
+    scale = model.guidance if scale is None else scale
+    controls: list[Any] = [] if scale == 1 else [sfumato.CFG(scale, rescale)]
     if inpaint is not None:
         controls.append(sfumato.Inpaint(*inpaint))
     for one in nets:
@@ -179,8 +183,8 @@ def _control(text: str, model: str) -> _Control:
 
 
 def _check(
-    out: Path, sampler: str | None, seed: int, count: int, steps: int, batch: int | None, guidance: float,
-    rescale: float, image: Path | None, strength: float | None, mask: Path | None, grid: bool,
+    out: Path, sampler: str | None, seed: int, count: int, steps: int, batch: int | None,
+    guidance: float | None, rescale: float, image: Path | None, strength: float | None, mask: Path | None, grid: bool,
 ) -> None:  # fmt: skip
     """Raises SfumatoError for what would fail in the end, or does not go together, before anything is loaded."""
     from sfumato.controls.check import finite
@@ -195,7 +199,8 @@ def _check(
     seeds = checked([seed, seed + count - 1])
     _check_place(out, count, grid, seeds[0])
     format_of(out)
-    finite("--guidance", guidance)
+    if guidance is not None:
+        finite("--guidance", guidance)
     finite("--rescale", rescale, 0, 1)
     if sampler is not None:
         sampler_of(sampler, Schedule())
