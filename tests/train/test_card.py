@@ -85,7 +85,9 @@ def test_how_to_use_it(facts, recipe, words):
 
 
 def test_the_control_of_the_training_is_that_of_the_use(facts):
-    assert "--control canny=picture.png,net=" in card.use(facts(RECIPES["controlnet"](), data__control="canny"))
+    assert "--control canny=picture.png,net=" in card.use(
+        facts(RECIPES["controlnet"](), data__control=("canny", "scribble"))
+    )
 
 
 def test_without_metrics_the_loss_is_unknown(tmp_path):

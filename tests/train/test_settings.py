@@ -44,7 +44,7 @@ def test_a_recipe_has_the_settings_of_its_function_with_the_same_defaults(recipe
     takes = inspect.signature(getattr(module, name)).parameters
     common = {"model", "objective", "seed", "dtype", "remat", "cached"}
     if recipe is Autoencoder:  # its loss is an object
-        own = dict.fromkeys(("reconstruction", "adversarial", "scratch"))
+        own = dict.fromkeys(("reconstruction", "adversarial", "scratch", "decoder"))
         terms = {field.name: field.default for field in dc.fields(module.Reconstruction)}
         assert terms == {name: getattr(Autoencoder(), name) for name in terms}
     else:

@@ -34,19 +34,13 @@ class Entry:
 INTRODUCTION = """\
 # Gallery
 
-Every picture here was drawn by the model that comes with sfumato, 14 million weights that were trained on two processor
+Every picture here was drawn by the model that comes with sfumato, 15 million weights that were trained on two processor
 cores, in a second or so each, by the command or the lines beside it. `python -m tools.gallery` draws them all anew. In
 Python, `model` is `sfumato.load("emoji")`."""
 
-SECTIONS = {
-    "Text": "",
-    "Control": "The drawings are ours: `tools/gallery/drawings.py`.",
-    "Editing": "",
-    "Guidance": "",
-    "Adapters": "",
-}
+SECTIONS = {"Text": "", "Editing": "", "Guidance": ""}
 
-T, C, E, G, A = SECTIONS
+T, E, G = SECTIONS
 
 # fmt: off
 ENTRIES = (
@@ -78,48 +72,6 @@ ENTRIES = (
     Entry("weights", T, "A weighted word", """
         prompts = ["a rose, (green:0.5)", "a rose, green", "a rose, (green:1.5)"]
         sfumato.generate(model, prompts, seed=5).grid().save("weights.png")
-        """),
-
-    Entry("sketch", C, "A sketch on paper",
-          'sfumato generate "a cat face, noto style" --control sketch=sketch-cat.jpg -o sketch.png'),
-    Entry("sketches", C, "Four sketches, two prompts each", """
-        from PIL import Image
-        from sfumato import CFG, ControlNet
-
-        net = sfumato.load_controlnet("emoji-lines")
-        wishes = {
-            "cat": ["a cat face, fluent 3d style", "a tiger face, twemoji style"],
-            "apple": ["a red apple, noto style", "a tangerine, fluent 3d style"],
-            "fish": ["a tropical fish, noto style", "a shark, twemoji style"],
-            "house": ["a house, noto style", "a castle, fluent 3d style"],
-        }
-        made = []
-        for name, prompts in wishes.items():
-            sketch = sfumato.annotate("sketch", Image.open(f"sketch-{name}.jpg").resize((128, 128)))
-            made += sfumato.generate(model, prompts, controls=[CFG(5), ControlNet(net, sketch)])
-        sfumato.Images(made).grid(columns=4).save("sketches.png")
-        """),
-    Entry("scales", C, "Scales of the ControlNet: 0, 0.3, 0.6, 1", """
-        from PIL import Image
-        from sfumato import CFG, ControlNet
-
-        net = sfumato.load_controlnet("emoji-lines")
-        sketch = sfumato.annotate("sketch", Image.open("sketch-cat.jpg").resize((128, 128)))
-        made = []
-        for scale in (0.0, 0.3, 0.6, 1.0):
-            made += sfumato.generate(model, "a panda, twemoji style", controls=[CFG(5), ControlNet(net, sketch, scale)])
-        sfumato.Images(made).grid(columns=4).save("scales.png")
-        """),
-    Entry("edges", C, "Edges of a picture, other words", """
-        sfumato generate "a polar bear, fluent 3d style" --control canny=painted-cat.png -n 4 --grid -o edges.png
-        """),
-    Entry("scribble", C, "The same by broad lines, which need not be followed exactly", """
-        sfumato generate "a polar bear, fluent 3d" --control scribble=painted-cat.png,scale=0.8 \\
-            -n 4 --grid -o scribble.png
-        """),
-    Entry("both", C, "Image-to-image and a ControlNet together", """
-        sfumato generate "a fox, noto" --image painted-cat.png --control canny=painted-cat.png,scale=0.7 \\
-            -n 4 --grid -o both.png
         """),
 
     Entry("img2img", E, "Image-to-image, strengths 0.3 to 0.9", """

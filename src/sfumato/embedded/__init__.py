@@ -42,10 +42,6 @@ class Piece:
 
 PIECES = (
     Piece(DEFAULT, "model", "Emoji of 150 nouns in the styles noto, twemoji and fluent 3d, 128x128 pixels."),
-    Piece(
-        "emoji-lines", "controlnet", "Follows edges and drawings: canny, scribble, sketch.",
-        ("canny", "scribble", "sketch"),
-    ),
 )  # fmt: skip
 
 

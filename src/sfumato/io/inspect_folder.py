@@ -12,7 +12,7 @@ from sfumato.errors import FileError
 from sfumato.io.broken import plain
 from sfumato.io.family import FAMILY_OF_TEXT, Family, family_of_context, purpose_of
 from sfumato.io.folder import ENDINGS, STEMS, choose_weights, read_json, variant_of
-from sfumato.io.recognise import Finding, recognise
+from sfumato.io.recognise import STRANGE, Finding, recognise
 from sfumato.io.tensors import TensorFile, open_tensors
 
 KINDS = {
@@ -99,6 +99,9 @@ def _component(path: Path) -> Described:
     file = open_tensors(path / choose_weights(names, variant=found[0] or None, where=str(path)))
     held = recognise(file)
     problem = held.problem
+    if problem == STRANGE and kind == held.kind and isinstance(config.get("cross_attention_dim"), int):
+        # A lone file of another width tells too little to be built; with its configuration it is a model of its own.
+        problem, details["text features"] = None, f"text features of width {config['cross_attention_dim']}"
     if held.family and family and held.family is not family:
         problem = f"config.json describes {family.full_name}, but the weights are of {held.family.full_name}"
     elif kind != "unknown" and held.kind != kind:

@@ -38,6 +38,9 @@ TOKENS = {
 TINY = re.compile(r"((encoder|decoder)\.layers\.)?\d+\.(weight|bias|(conv|pool)\.\d+\.(weight|bias)|skip\.weight)")
 MOST_TOKENS = 64
 
+STRANGE = "its cross-attention fits the text features of none of the known families"
+"""The problem of a network whose text features have a width of their own."""
+
 
 @dc.dataclass(frozen=True)
 class Finding:
@@ -139,7 +142,7 @@ def _unet(file: TensorFile, unet: Tensors, details: dict[str, str], parts: list[
     if "modelspec.title" in file.metadata:
         details["title"] = plain(file.metadata["modelspec.title"])
     family = family_of_tensors(unet)
-    problem = None if family else "its cross-attention fits the text features of none of the known families"
+    problem = None if family else STRANGE
     return Finding("unet" if alone else "checkpoint", family, details, problem)
 
 
