@@ -46,7 +46,7 @@ T, E, G = SECTIONS
 ENTRIES = (
     Entry("apple", T, "A prompt", 'sfumato generate "red apple, noto" -o apple.png'),
     Entry("seeds", T, "Eight seeds", 'sfumato generate "a rocket" -n 8 --grid -o seeds.png',
-          "Without a style in the prompt, each seed takes its own."),
+          "Seeds differ little: the model knows three rockets, and draws them."),
     Entry("styles", T, "One thing in three styles", """
         prompts = [f"a hamburger, {style} style" for style in ("noto", "twemoji", "fluent 3d")]
         sfumato.generate(model, prompts, seed=3).grid().save("styles.png")
@@ -58,12 +58,12 @@ ENTRIES = (
         for scale in (1.1, 3, 7.5):
             made += sfumato.generate(model, "a penguin, noto style", count=4, controls=[CFG(scale)])
         sfumato.Images(made).grid(columns=4).save("guidance.png")
-        """, "A row for each scale: the higher it is, the closer to the prompt and the stronger the colours."),
+        """, "A row for each scale. The model needs little guidance; 7.5 roughens its grounds, and its own default is 3."),
     Entry("negative", T, "A negative prompt", """
         plain = sfumato.generate(model, "a heart", count=4)
         other = sfumato.generate(model, "a heart", negative="red", count=4)
         sfumato.Images([*plain, *other]).grid(columns=4).save("negative.png")
-        """),
+        """, "It knows red hearts alone, so that none of another colour is left when red is taken away."),
     Entry("samplers", T, "Six samplers, twelve steps", """
         names = ("ddim", "euler", "euler a", "dpm++ 2m karras", "unipc", "heun")
         made = [sfumato.generate(model, "a sunflower, fluent 3d", sampler=name, steps=12)[0] for name in names]
@@ -72,14 +72,14 @@ ENTRIES = (
     Entry("weights", T, "A weighted word", """
         prompts = ["a rose, (green:0.5)", "a rose, green", "a rose, (green:1.5)"]
         sfumato.generate(model, prompts, seed=5).grid().save("weights.png")
-        """),
+        """, "It knows red roses alone, and no weight makes one green."),
 
     Entry("img2img", E, "Image-to-image, strengths 0.3 to 0.9", """
         made = []
         for strength in (0.3, 0.5, 0.7, 0.9):
             made += sfumato.generate(model, "a tiger face, noto style", image="painted-cat.png", strength=strength)
         sfumato.Images(made).grid(columns=4).save("img2img.png")
-        """, "From our painted cat."),
+        """, "From a cat that we have painted. The words win early: at 0.3 the tiger is there already."),
     Entry("inpainting", E, "Inpainting: the right half", """
         import numpy as np
         from sfumato import CFG, Inpaint
@@ -98,7 +98,7 @@ ENTRIES = (
         again = sfumato.generate(model, captions, latents=latents, sampler="ddim", steps=50, controls=[])
         painted = sfumato.Picture(np.asarray(Image.open("painted-cat.png")))
         sfumato.Images([painted, *again]).grid(columns=2).save("inversion.png")
-        """),
+        """, "Left our painted cat, which is of none of the sets, right what 50 steps there and 50 back leave of it."),
     Entry("pix2pix-zero", E, "Pix2Pix-Zero: cat to dog", """
         from sfumato import CFG, Pix2PixZero
 
@@ -118,7 +118,7 @@ ENTRIES = (
             model, "a red heart, noto style", count=4, controls=[CFG(5), SEGA([Edit("blue", scale=8, warmup=3)])]
         )
         sfumato.Images([*plain, *blue]).grid(columns=4).save("sega.png")
-        """),
+        """, "Nothing to be seen: what a blue heart looks like the model has no idea of."),
     Entry("sag", G, "Self-attention guidance: none, 0.75, 1.5", """
         from sfumato import CFG, SAG
 
@@ -126,7 +126,7 @@ ENTRIES = (
         for scale in (0.0, 0.75, 1.5):
             made += sfumato.generate(model, "a fox, noto style", count=4, controls=[CFG(3), SAG(scale)])
         sfumato.Images(made).grid(columns=4).save("sag.png")
-        """),
+        """, "Nothing to be gained on 16 x 16 latents: what self-attention guidance sharpens is sharp already."),
     Entry("pag", G, "Perturbed-attention guidance: none, 2, 4", """
         from sfumato import CFG, PAG
 
@@ -134,7 +134,7 @@ ENTRIES = (
         for scale in (0.0, 2.0, 4.0):
             made += sfumato.generate(model, "an owl, fluent 3d style", count=4, controls=[CFG(3), PAG(scale)])
         sfumato.Images(made).grid(columns=4).save("pag.png")
-        """),
+        """, "A style that was held out for owls. The grounds grow rougher and the outlines a little firmer."),
     Entry("attend-and-excite", G, "Attend-and-Excite: two things in one prompt", """
         from sfumato import CFG, AttendAndExcite
 
@@ -142,6 +142,6 @@ ENTRIES = (
         plain = sfumato.generate(model, prompt, count=4)
         both = sfumato.generate(model, prompt, count=4, controls=[CFG(5), AttendAndExcite(["cat", "frog"])])
         sfumato.Images([*plain, *both]).grid(columns=4).save("attend-and-excite.png")
-        """),
+        """, "It fails: the model has never seen two things in a picture, and mixes them into one, with it and without."),
 )
 # fmt: on
