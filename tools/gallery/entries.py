@@ -58,7 +58,7 @@ ENTRIES = (
         for scale in (1.1, 3, 7.5):
             made += sfumato.generate(model, "a penguin, noto style", count=4, controls=[CFG(scale)])
         sfumato.Images(made).grid(columns=4).save("guidance.png")
-        """, "A row for each scale. The model needs little guidance; 7.5 roughens its grounds, and its own default is 3."),
+        """, "A row for each. The model needs little guidance: 7.5 roughens its grounds, and its own default is 3."),
     Entry("negative", T, "A negative prompt", """
         plain = sfumato.generate(model, "a heart", count=4)
         other = sfumato.generate(model, "a heart", negative="red", count=4)
@@ -142,6 +142,6 @@ ENTRIES = (
         plain = sfumato.generate(model, prompt, count=4)
         both = sfumato.generate(model, prompt, count=4, controls=[CFG(5), AttendAndExcite(["cat", "frog"])])
         sfumato.Images([*plain, *both]).grid(columns=4).save("attend-and-excite.png")
-        """, "It fails: the model has never seen two things in a picture, and mixes them into one, with it and without."),
+        """, "It fails: the model has never seen two things in a picture, and mixes them, with it and without."),
 )
 # fmt: on

@@ -133,7 +133,7 @@ class _Control:
     net: str
     annotator: str
     photo: Any
-    options: Mapping[str, str]
+    options: Mapping[str, Any]
     scale: float = 1.0
     window: tuple[float, float] = (0.0, 1.0)
     guess: bool = False
