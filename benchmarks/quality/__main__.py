@@ -38,17 +38,18 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=(*PARTS, *CONTROLS), default=(*PARTS, *CONTROLS))
     parser.add_argument("--net", nargs="+", default=[], metavar="ANNOTATOR=NET")
     parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument("--guidance", type=float, default=5.0)
+    parser.add_argument("--guidance", type=float, help="the model's own")
     parser.add_argument("--count", type=int, default=100, help="prompts of each kind")
     args = parser.parse_args()
     began, model = time.monotonic(), sfumato.load(args.model)
+    guidance = model.guidance if args.guidance is None else args.guidance
     known, heldout = read(args.art), read(args.art / HELDOUT)
     figures: dict[str, float] = {}
     if "autoencoder" in args.only:
         figures |= measures.autoencoder(model, heldout)
     space = Space(known.pictures, known.concepts)
     asked = {"seen": known.take(args.count), "held out": heldout.pairs().take(args.count)}
-    how = {"steps": args.steps, "controls": [CFG(args.guidance)]}
+    how = {"steps": args.steps, "controls": [CFG(guidance)]}
     if "text" in args.only:
         figures["ceiling, held out"] = measures.ceiling(asked["held out"], space)
         figures |= {f"text, {kind}": measures.text(model, art, space, **how) for kind, art in asked.items()}
@@ -65,11 +66,11 @@ def main() -> None:
         for scale in (1.0, 0.0):
             kind = f"{name}, held out{'' if scale else ', without the net'}"
             figures[kind] = measures.controlled(
-                model, net, asked["held out"], annotator, compare, scale, args.guidance, steps=args.steps
+                model, net, asked["held out"], annotator, compare, scale, guidance, steps=args.steps
             )
     for name, value in figures.items():
         print(f"{name:32} {value:.3f}")
-    print(json.dumps({"model": args.model, "art": args.art.name, "steps": args.steps, "guidance": args.guidance,
+    print(json.dumps({"model": args.model, "art": args.art.name, "steps": args.steps, "guidance": guidance,
                       "seconds": round(time.monotonic() - began), **figures}))  # fmt: skip
 
 
