@@ -48,7 +48,7 @@ def _net(name: str, controls: str) -> Stage:
     return Stage(
         name,
         f"sfumato train controlnet -m {{runs}}/base/final -d {{runs}}/concepts -o {{runs}}/{name} {controls} --cached "
-        f"memory --batch {{batch}} --steps {{net}} --learning-rate 1e-3 --warmup 50 --ema 0.99 --dropout 0.2 "
+        f"memory --hint-channels 8 --batch {{nets}} --steps {{net}} --learning-rate 1e-3 --warmup 50 --ema 0.99 --dropout 0.2 "
         f"{VELOCITY} {ADAM}",
     )
 

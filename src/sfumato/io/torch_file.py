@@ -27,6 +27,9 @@ LONGEST_PICKLE = 1 << 28
 WRAPPERS = ("state_dict", "params_ema", "params", "model", "module")
 """Under which of these, the first that holds tensors, training programs keep the weights."""
 
+END, LONGEST_END = b"PK\5\6", 22 + (1 << 16)
+"""What begins the last record of a zip archive, and the most bytes of that record with its comment."""
+
 DEEPEST = 32
 MOST_METADATA = 1000
 
@@ -39,8 +42,11 @@ def open_zip(path: Path) -> TensorFile:
             entries = {info.filename: info for info in archive.infolist()}
     except (zipfile.BadZipFile, NotImplementedError, ValueError, EOFError) as error:  # the second: an odd zip version
         damage = text_mode(path, file.bytes[: 1 << 22])
-        cut = (f"{path} is cut off: it begins as a zip archive, but the table of contents that belongs at its end is "
-               f"not there ({human(len(file))}, {error}); download it again.")  # fmt: skip
+        ends = END in bytes(file.bytes[-LONGEST_END:])  # of the archive: what lies before it was altered, not left out
+        what = "is damaged" if ends else "is cut off"
+        lost = "does not fit it" if ends else "that belongs at its end is not there"
+        cut = (f"{path} {what}: it begins as a zip archive, but the table of contents {lost} ({human(len(file))}, "
+               f"{error}); download it again.")  # fmt: skip
         raise FileError(damage or cut) from None
     name = next((name for name in entries if re.fullmatch(r"([^/]+/)?data\.pkl", name)), None)
     if name is None:

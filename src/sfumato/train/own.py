@@ -149,11 +149,18 @@ class ControlNet(Recipe):
     draws: ClassVar = {"prompts": True, "pictures": True}
 
     net: str | None = setting(None, "A ControlNet to start from instead of the UNet: a path or hub id.")
+    hint: int = setting(
+        16, "Channels of the first layer that reads the control picture; fewer make a smaller, faster net.",
+        flag="--hint-channels",
+    )  # fmt: skip
 
     def arguments(self, dtype: str) -> dict[str, Any]:
         from sfumato.io.load import load_controlnet
 
-        return {"net": load_controlnet(self.net, dtype="float32") if self.net else None}
+        if self.net and self.hint != 16:
+            raise SfumatoError("A ControlNet given by --net has its own layers, so there is no --hint-channels beside "
+                               "it.")  # fmt: skip
+        return {"net": load_controlnet(self.net, dtype="float32") if self.net else None, "hint": self.hint}
 
 
 @dc.dataclass(frozen=True)

@@ -29,17 +29,18 @@ from sfumato.types import Conditioning
 
 
 def controlnet(
-    model: Model, net: ControlNet | None = None, objective: Objective | None = None, *, seed: int = 0,
+    model: Model, net: ControlNet | None = None, objective: Objective | None = None, *, hint: int = 16, seed: int = 0,
     dtype: str | None = None, remat: bool = False, cached: bool = False,
 ) -> Task:  # fmt: skip
-    """Trains a ControlNet for `model`: `net`, or a new one that starts from the UNet (`from_unet`) out of `seed`.
+    """Trains a ControlNet for `model`: `net`, or a new one that starts from the UNet (`from_unet`) out of `seed`, with
+    `hint` channels where it begins to read the control picture.
 
     The data needs "conditioning" pictures in [0, 1]. `dtype` is what is computed in, `remat` gradient checkpointing;
     `cached` as of `text_to_image`. Exports the ControlNet alone. Raises MismatchError for a `net` that does not fit
     the model, and SfumatoError for models that take more than latents, or whose latents `net` cannot match in size.
     """
     check_channels(model, "controlnet")
-    net = from_unet(model.unet, model.vae.factor, seed) if net is None else net
+    net = from_unet(model.unet, model.vae.factor, seed, hint) if net is None else net
     check_fits(net, model)
     shrinks = 2 ** (len(net.config.conditioning_embedding_out_channels) - 1)
     if shrinks != model.vae.factor:
@@ -74,16 +75,20 @@ def steered(
     return dc.replace(cond, residuals=residuals)
 
 
-def from_unet(unet: UNet, factor: int = 8, seed: int = 0, **settings: Any) -> ControlNet:
+def from_unet(unet: UNet, factor: int = 8, seed: int = 0, hint: int = 16, **settings: Any) -> ControlNet:
     """A ControlNet that starts as a copy of the UNet's encoder half, float32, and adds exactly nothing (section 3.2).
 
-    `factor` is how many pixels a latent stands for; `settings` are further ones of `ControlNetConfig`. The layers
-    that read the control picture are random, and the zero convolutions zero.
+    `factor` is how many pixels a latent stands for; `hint` how many channels the first of the layers has that read
+    the control picture, from which those of the others follow as in the paper, where it is 16; `settings` are further
+    ones of `ControlNetConfig`. Those layers are random, and the zero convolutions zero. Raises SfumatoError for a
+    `hint` under 1.
     """
+    if hint < 1:
+        raise SfumatoError(f"A ControlNet reads its control picture with at least 1 channel, not {hint}.")
     shared = {field.name: getattr(unet.config, field.name) for field in dc.fields(EncoderConfig)}
     # It sees the latents alone, also where the UNet has further channels (mask, depth).
     shared["in_channels"] = unet.config.out_channels
-    widths = (*(16, 32, 96, 256, 256, 256)[: factor.bit_length() - 1], 256)
+    widths = tuple(hint * times for times in (*(1, 2, 6, 16, 16, 16)[: factor.bit_length() - 1], 16))
     config = ControlNetConfig(**shared, **{"conditioning_embedding_out_channels": widths, **settings})
     copied, new = values_of(unet), values_of(ControlEmbedding(config, rngs=nnx.Rngs(seed)))
 
