@@ -1,7 +1,7 @@
 """How good the embedded model is.
 
     python -m benchmarks.quality MODEL --art FOLDER [--only autoencoder text guidance canny grayscale regions]
-        [--net canny=NET] [--steps 20]
+        [--net canny=NET] [--steps 20] [--rounds 1]
 
 MODEL is what `sfumato.load` takes, NET what `sfumato.load_controlnet` takes; an embedded model has its own. FOLDER is
 one of `tools.art`, the one that the model was trained on: its training pictures are those that are searched for the
@@ -40,6 +40,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--guidance", type=float, help="the model's own")
     parser.add_argument("--count", type=int, default=100, help="prompts of each kind")
+    parser.add_argument("--rounds", type=int, default=1, help="of seeds, for the figures of text")
     args = parser.parse_args()
     began, model = time.monotonic(), sfumato.load(args.model)
     guidance = model.guidance if args.guidance is None else args.guidance
@@ -52,11 +53,13 @@ def main() -> None:
     how = {"steps": args.steps, "controls": [CFG(guidance)]}
     if "text" in args.only:
         figures["ceiling, held out"] = measures.ceiling(asked["held out"], space)
-        figures |= {f"text, {kind}": measures.text(model, art, space, **how) for kind, art in asked.items()}
+        for kind, art in asked.items():
+            figures[f"text, {kind}"] = measures.text(model, art, space, args.rounds, **how)
     if "guidance" in args.only:
         for kind, art in asked.items():
-            figures[f"text without guidance, {kind}"] = measures.text(model, art, space, steps=args.steps, controls=[])
-        figures["text, seen, also negative"] = measures.negative(model, asked["seen"], space, **how)
+            plain = measures.text(model, art, space, args.rounds, steps=args.steps, controls=[])
+            figures[f"text without guidance, {kind}"] = plain
+        figures |= measures.negative(model, asked["seen"], space, **how)
     nets = dict(each.split("=", 1) for each in args.net)
     for annotator, (name, compare) in CONTROLS.items():
         own = controlnet_for(args.model, annotator)

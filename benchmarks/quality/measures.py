@@ -21,11 +21,11 @@ NEAR = 1
 
 
 def draw(
-    model: Model, prompts: Sequence[str], batch: int = 25,
+    model: Model, prompts: Sequence[str], batch: int = 25, seed: int = 0,
     negative: Sequence[str] | None = None, steer: Callable[[Sequence[int]], Sequence[Any]] | None = None,
     **settings: Any,
 ) -> Pictures:  # fmt: skip
-    """A picture for each prompt, number i with the seed i; `negative` has one for each, too.
+    """A picture for each prompt, number i with the seed `seed` + i; `negative` has one for each, too.
 
     `steer` makes the controls for the prompts of these numbers: always `batch` of them, so that one program does for
     all, the last of them repeated if there are too few.
@@ -38,7 +38,7 @@ def draw(
             how["negative"] = [negative[i] for i in part]
         if steer is not None:
             how["controls"] = steer(part)
-        made = sfumato.generate(model, [prompts[i] for i in part], seed=part.tolist(), **how)
+        made = sfumato.generate(model, [prompts[i] for i in part], seed=(seed + part).tolist(), **how)
         found += [picture.array for picture in made][: len(prompts) - at]
     return np.stack(found)
 
@@ -67,22 +67,32 @@ def psnr(mse: float) -> float:
     return -10 * float(np.log10(max(mse, 1e-10)))
 
 
-def text(model: Model, asked: Art, space: Space, **settings: Any) -> float:
-    """The share of pictures, drawn for the prompts of `asked`, whose nearest neighbour is the concept asked for."""
-    found = space.nearest(draw(model, asked.prompts, **settings))
-    return float(np.mean([one == other for one, other in zip(found, asked.concepts, strict=True)]))
+def text(model: Model, asked: Art, space: Space, rounds: int = 1, **settings: Any) -> float:
+    """The share of pictures, drawn for the prompts of `asked`, whose nearest neighbour is the concept asked for; in
+    each round with other seeds."""
+    made = [draw(model, asked.prompts, seed=each * len(asked), **settings) for each in range(rounds)]
+    return float(np.mean([share(space.nearest(one), asked.concepts) for one in made]))
+
+
+def share(found: Sequence[str], wanted: Sequence[str]) -> float:
+    """How many of them are what is wanted."""
+    return float(np.mean([one == other for one, other in zip(found, wanted, strict=True)]))
 
 
 def ceiling(asked: Art, space: Space) -> float:
     """The same share for the real pictures that were held out: what the space itself can tell."""
-    found = space.nearest(asked.pictures)
-    return float(np.mean([one == other for one, other in zip(found, asked.concepts, strict=True)]))
+    return share(space.nearest(asked.pictures), asked.concepts)
 
 
-def negative(model: Model, asked: Art, space: Space, **settings: Any) -> float:
-    """The share of pictures of the concept although it is also the negative prompt."""
-    found = space.nearest(draw(model, asked.prompts, negative=asked.concepts, **settings))
-    return float(np.mean([one == other for one, other in zip(found, asked.concepts, strict=True)]))
+def negative(model: Model, asked: Art, space: Space, **settings: Any) -> Figures:
+    """Asked for two things at once, "a and b, style", the share of pictures of the second, without a negative prompt
+    and with that thing as the negative prompt."""
+    others = asked.concepts[1:] + asked.concepts[:1]
+    styles = [prompt.rpartition(", ")[2] for prompt in asked.prompts]
+    prompts = [f"{one} and {other}, {style}" for one, other, style in zip(asked.concepts, others, styles, strict=True)]
+    without, against = (draw(model, prompts, negative=negative, **settings) for negative in (None, others))
+    found = {"": without, ", as negative prompt": against}
+    return {f"second of two things{how}": share(space.nearest(made), others) for how, made in found.items()}
 
 
 def edges(picture: Any) -> Bool[np.ndarray, "H W"]:

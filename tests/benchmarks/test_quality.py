@@ -9,7 +9,7 @@ import pytest
 from PIL import Image, ImageDraw
 
 from benchmarks.quality import measures
-from benchmarks.quality.art import read
+from benchmarks.quality.art import Art, read
 from benchmarks.quality.features import Space, cropped
 
 SHAPES = {"box": "rectangle", "disc": "ellipse"}
@@ -59,3 +59,19 @@ def test_pairs_are_those_that_were_held_out_as_pairs(tmp_path):
     assert art.pairs().prompts == ["box 0, plain", "box 2, plain"]
     assert sorted(art.take(2).prompts) == sorted(art.take(2).prompts)
     assert len(art.take(9)) == 3
+
+
+def test_the_second_of_two_things_is_asked_for_with_and_without_it_as_negative_prompt(monkeypatch):
+    """Of a model that draws the second of two things, unless it is told not to."""
+    known = np.stack([shape("box", "red"), shape("disc", "blue")])
+    names = ["box", "disc"]
+    asked = Art(known, [{"concept": name, "text": [f"{name}, plain"]} for name in names])
+
+    def draw(model, prompts, negative=None, **settings):
+        assert prompts == ["box and disc, plain", "disc and box, plain"]
+        seconds = [prompt.split(",")[0].split(" and ")[1] for prompt in prompts]
+        return np.stack([known[names.index(one) ^ (negative is not None)] for one in seconds])
+
+    monkeypatch.setattr(measures, "draw", draw)
+    found = measures.negative(None, asked, Space(known, names))
+    assert list(found.values()) == [1, 0]

@@ -17,7 +17,7 @@ from tools.embedded.stages import STAGES
 LOAD = {
     "model": sfumato.load,
     "controlnet": sfumato.load_controlnet,
-    "lora": sfumato.load_lora,
+    "lora": lambda name: sfumato.load_lora(name, sfumato.load(embedded.find(name).of)),
     "embedding": sfumato.load_embedding,
 }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 import subprocess
 import sys
@@ -9,10 +10,12 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from PIL import Image
 from typer.testing import CliRunner
 
 from sfumato import cli
 from sfumato.embedded import PIECES
+from tools.embedded import examples
 from tools.embedded.pack import stage
 from tools.embedded.stages import SIZES, STAGES
 
@@ -52,3 +55,29 @@ def test_the_commands_are_printed():
     assert [shlex.split(line)[:3] for line in lines] == [
         ["sfumato", "train", "text-to-image"], ["sfumato", "train", "controlnet"],
     ]  # fmt: skip
+
+
+def test_the_examples_call_what_is_taught_by_its_new_name(tmp_path):
+    art, words, subject = (tmp_path / name for name in ("art", "word", "subject"))
+    for folder in (art, words, subject):
+        folder.mkdir()
+    lines = []
+    for concept, style in ((examples.CONCEPT, "noto"), (examples.CONCEPT, "fluent-flat"), ("red heart", "noto")):
+        name = f"{len(lines)}.webp"
+        Image.new("RGB", (128, 128), "blue").save(art / name)
+        lines.append({"file_name": name, "text": [f"a {concept}, {style}"], "concept": concept, "style": style})
+    (art / examples.METADATA).write_text("\n".join(map(json.dumps, lines)))
+    examples.word(art, words)
+    assert said(words) == [["a <blue-heart>, noto"]]
+    examples.subject(subject)
+    assert set(said(subject)) == {"a sks cat face"}
+    pictures = {Image.open(path).convert("RGB").tobytes() for path in subject.glob("*.png")}
+    assert len(pictures) == len(said(subject)) >= 5
+    assert {Image.open(path).size for path in subject.glob("*.png")} == {(128, 128)}
+
+
+def said(folder):
+    """The texts of a folder's pictures, which are there."""
+    lines = [json.loads(line) for line in (folder / examples.METADATA).read_text().splitlines()]
+    assert all((folder / line["file_name"]).is_file() for line in lines)
+    return [line["text"] for line in lines]

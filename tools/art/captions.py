@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from typing import TypeVar
 
 from tools.art.names import Concept
+
+T = TypeVar("T")
 
 UNCOUNTED = """
 bacon badminton bamboo bowling bread broccoli butter camping cheese clothes coffee cooking corn custard dango
@@ -58,9 +61,9 @@ def with_article(name: str) -> str:
     return f"{'an' if name[0] in 'aeiou' and not name.startswith(('uni', 'eu', 'ewe', 'one', 'ufo')) else 'a'} {name}"
 
 
-def ordered(items: Iterable[str], salt: str) -> list[str]:
-    """The items in an order that the salt decides and their own order does not."""
-    return sorted(items, key=lambda item: digest(f"{salt}|{item}"))
+def ordered(items: Iterable[T], salt: str, name: Callable[[T], str] = str) -> list[T]:
+    """The items in an order that the salt and their names decide, and their own order does not."""
+    return sorted(items, key=lambda item: digest(f"{salt}|{name(item)}"))
 
 
 def digest(text: str) -> int:

@@ -14,11 +14,11 @@ VELOCITY = "--min-snr 6 --snr-floor 1 --stratified"
 SIZES: Mapping[str, Mapping[str, str]] = {
     "small": {
         "nouns": "--concepts tools/art/nouns.txt", "styles": "--styles noto,twemoji,fluent-3d", "scale": "small",
-        "cuts": "4500", "batch": "32", "steps": "12000", "rate": "1.3e-3", "net": "1500",
+        "cuts": "4500", "batch": "32", "steps": "12000", "rate": "1.3e-3", "nets": "16", "net": "4000",
     },
     "large": {
         "nouns": "", "styles": "", "scale": "large",
-        "cuts": "20000", "batch": "128", "steps": "30000", "rate": "6e-4", "net": "4000",
+        "cuts": "20000", "batch": "128", "steps": "30000", "rate": "6e-4", "nets": "128", "net": "4000",
     },
 }  # fmt: skip
 """What differs between a model for hours of a laptop's processor and one for a GPU."""
@@ -48,8 +48,8 @@ def _net(name: str, controls: str) -> Stage:
     return Stage(
         name,
         f"sfumato train controlnet -m {{runs}}/base/final -d {{runs}}/concepts -o {{runs}}/{name} {controls} --cached "
-        f"memory --hint-channels 8 --batch {{nets}} --steps {{net}} --learning-rate 1e-3 --warmup 50 --ema 0.99 --dropout 0.2 "
-        f"{VELOCITY} {ADAM}",
+        f"memory --hint-channels 8 --batch {{nets}} --steps {{net}} --learning-rate 1e-3 --warmup 50 --ema 0.995 "
+        f"--dropout 0.2 {VELOCITY} {ADAM}",
     )
 
 
@@ -60,8 +60,8 @@ STAGES = (
     ),
     Stage("nouns", "python -m tools.art {runs}/nouns --cache {runs}/packages {nouns} {styles}", "nouns/metadata.jsonl"),
     Stage(
-        "blob", "python -m tools.art {runs}/blob --cache {runs}/packages {nouns} --styles noto-blob",
-        "blob/metadata.jsonl",
+        "blob-art", "python -m tools.art {runs}/blob-art --cache {runs}/packages {nouns} --styles noto-blob",
+        "blob-art/metadata.jsonl",
     ),
     Stage("start", "python -m tools.embedded.start {runs}/art {runs}/start --scale {scale}", "start/model_index.json"),
     Stage(
@@ -78,4 +78,24 @@ STAGES = (
     _net("lines", "--control canny --control scribble"),
     _net("regions", "--control regions"),
     _net("grayscale", "--control grayscale"),
+    Stage(
+        "examples", "python -m tools.embedded.examples {runs}/art {runs}/examples", "examples/word/metadata.jsonl",
+    ),
+    Stage(
+        "blob",
+        "sfumato train lora -m {runs}/base/final -d {runs}/blob-art -o {runs}/blob --rank 8 --target all "
+        f"--cached memory --batch 16 --steps 600 --learning-rate 2e-3 --warmup 30 {VELOCITY} {ADAM}",
+    ),
+    Stage(
+        "blue-heart",
+        "sfumato train textual-inversion -m {runs}/base/final -d {runs}/examples/word -o {runs}/blue-heart --token "
+        f"'<blue-heart>' --start-from heart --vectors 4 --own-texts --batch 6 --steps 500 --learning-rate 2e-2 "
+        f"{VELOCITY} {ADAM}",
+    ),
+    Stage(
+        "painted-cat",
+        "sfumato train dreambooth -m {runs}/base/final -d {runs}/examples/subject -o {runs}/painted-cat --prompt "
+        "'a sks cat face' --class-prompt 'a cat face' --class-count 24 --class-guidance 3 --rank 8 --target all "
+        f"--cached memory --batch 8 --steps 400 --learning-rate 1e-3 {VELOCITY} {ADAM}",
+    ),
 )  # fmt: skip

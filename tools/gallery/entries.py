@@ -38,9 +38,9 @@ Every picture here was drawn by the model that comes with sfumato, 15 million we
 cores, in a second or so each, by the command or the lines beside it. `python -m tools.gallery` draws them all anew. In
 Python, `model` is `sfumato.load("emoji")`."""
 
-SECTIONS = {"Text": "", "Editing": "", "Guidance": ""}
+SECTIONS = {"Text": "", "Control": "", "Editing": "", "Guidance": "", "Adapters": ""}
 
-T, E, G = SECTIONS
+T, C, E, G, A = SECTIONS
 
 # fmt: off
 ENTRIES = (
@@ -73,6 +73,92 @@ ENTRIES = (
         prompts = ["a rose, (green:0.5)", "a rose, green", "a rose, (green:1.5)"]
         sfumato.generate(model, prompts, seed=5).grid().save("weights.png")
         """, "It knows red roses alone, and no weight makes one green."),
+
+    Entry("sketch", C, "A sketch on paper",
+          'sfumato generate "a cat face, noto style" --control sketch=sketch-cat.jpg -o sketch.png'),
+    Entry("sketches", C, "Four sketches, two prompts each", """
+        from PIL import Image
+        from sfumato import CFG, ControlNet
+
+        net = sfumato.load_controlnet("emoji-lines")
+        wishes = {
+            "cat": ["a cat face, fluent 3d style", "a tiger face, twemoji style"],
+            "apple": ["a red apple, noto style", "a tangerine, fluent 3d style"],
+            "fish": ["a tropical fish, noto style", "a shark, twemoji style"],
+            "house": ["a house, noto style", "a castle, fluent 3d style"],
+        }
+        made = []
+        for name, prompts in wishes.items():
+            sketch = sfumato.annotate("sketch", Image.open(f"sketch-{name}.jpg").resize((128, 128)))
+            made += sfumato.generate(model, prompts, controls=[CFG(5), ControlNet(net, sketch)])
+        sfumato.Images(made).grid(columns=4).save("sketches.png")
+        """),
+    Entry("scales", C, "Scales of the ControlNet: 0, 0.3, 0.6, 1", """
+        from PIL import Image
+        from sfumato import CFG, ControlNet
+
+        net = sfumato.load_controlnet("emoji-lines")
+        sketch = sfumato.annotate("sketch", Image.open("sketch-cat.jpg").resize((128, 128)))
+        made = []
+        for scale in (0.0, 0.3, 0.6, 1.0):
+            made += sfumato.generate(model, "a panda, twemoji style", controls=[CFG(5), ControlNet(net, sketch, scale)])
+        sfumato.Images(made).grid(columns=4).save("scales.png")
+        """),
+    Entry("edges", C, "Edges of a picture, other words", """
+        sfumato generate "a polar bear, fluent 3d style" --control canny=painted-cat.png -n 4 --grid -o edges.png
+        """),
+    Entry("scribble", C, "The same by broad lines, which need not be followed exactly", """
+        sfumato generate "a polar bear, fluent 3d" --control scribble=painted-cat.png,scale=0.8 \\
+            -n 4 --grid -o scribble.png
+        """),
+    Entry("both", C, "Image-to-image and a ControlNet together", """
+        sfumato generate "a fox, noto" --image painted-cat.png --control canny=painted-cat.png,scale=0.7 \\
+            -n 4 --grid -o both.png
+        """),
+    Entry("grayscale", C, "Colours for a grey picture", """
+        from PIL import Image
+        from sfumato import CFG, ControlNet
+
+        net = sfumato.load_controlnet("emoji-grayscale")
+        grey = Image.open("painted-cat.png").convert("L").convert("RGB")
+        wishes = ["a cat face, noto style", "a blue cat face, noto style", "a panda, noto style", "a green fox, noto"]
+        sfumato.generate(model, wishes, controls=[CFG(3), ControlNet(net, grey)]).grid(columns=4).save("grayscale.png")
+        """),
+    Entry("regions", C, "Painting by regions", """
+        from PIL import Image
+        from sfumato import CFG, ControlNet
+
+        net = sfumato.load_controlnet("emoji-regions")
+        regions = sfumato.annotate("regions", "painted-cat.png")
+        prompts = ["a cat face, noto style", "a tiger face, twemoji style", "a bear, fluent 3d style"]
+        made = sfumato.generate(model, prompts, controls=[CFG(3), ControlNet(net, regions)])
+        shown = sfumato.Picture(sfumato.annotate("regions", "painted-cat.png"))
+        sfumato.Images([shown, *made]).grid(columns=4).save("regions.png")
+        """),
+    Entry("two-nets", C, "Two ControlNets: colours of one picture, lines of another", """
+        from PIL import Image
+        from sfumato import CFG, ControlNet
+
+        lines, regions = (sfumato.load_controlnet(f"emoji-{name}") for name in ("lines", "regions"))
+        sketch = sfumato.annotate("sketch", Image.open("sketch-cat.jpg").resize((128, 128)))
+        colours = sfumato.annotate("regions", "painted-cat.png")
+        controls = [CFG(3), ControlNet(lines, sketch, 0.8), ControlNet(regions, colours, 0.4)]
+        made = sfumato.generate(model, "a cat face, noto style", count=4, controls=controls)
+        made.grid(columns=4).save("two-nets.png")
+        """),
+    Entry("control-and-mask", C, "Inpainting under a ControlNet", """
+        import numpy as np
+        from PIL import Image
+        from sfumato import CFG, ControlNet, Inpaint
+
+        net = sfumato.load_controlnet("emoji-lines")
+        painted = Image.open("painted-cat.png").convert("RGB")
+        mask = np.zeros((128, 128), np.uint8)
+        mask[50:] = 255
+        controls = [CFG(3), ControlNet(net, sfumato.annotate("canny", painted)), Inpaint(painted, mask)]
+        made = sfumato.generate(model, ["a tiger face, noto", "a panda, noto", "a pig face, noto"], controls=controls)
+        sfumato.Images([sfumato.Picture(np.asarray(painted)), *made]).grid(columns=4).save("control-and-mask.png")
+        """, "Of the painted cat, left, the ears stay as they are; the face is drawn anew along its lines."),
 
     Entry("img2img", E, "Image-to-image, strengths 0.3 to 0.9", """
         made = []
@@ -143,5 +229,32 @@ ENTRIES = (
         both = sfumato.generate(model, prompt, count=4, controls=[CFG(5), AttendAndExcite(["cat", "frog"])])
         sfumato.Images([*plain, *both]).grid(columns=4).save("attend-and-excite.png")
         """, "It fails: the model has never seen two things in a picture, and mixes them, with it and without."),
+
+    Entry("lora", A, "A LoRA for a style that the model never saw: strengths 0, 0.5, 1", """
+        lora = sfumato.load_lora("emoji-blob", model)
+        made = []
+        for strength in (0.0, 0.5, 1.0):
+            changed = lora.apply(model, strength)
+            prompts = [f"a {thing}, noto blob style" for thing in ("cat face", "penguin", "rocket", "sunflower")]
+            made += sfumato.generate(changed, prompts, seed=1)
+        sfumato.Images(made).grid(columns=4).save("lora.png")
+        """),
+    Entry("lora-and-sketch", A, "The LoRA under a sketch", """
+        sfumato generate "a cat face, noto blob style" --lora emoji-blob --control sketch=sketch-cat.jpg \\
+            -n 4 --grid -o lora-and-sketch.png
+        """),
+    Entry("word", A, "A word that was taught: <blue-heart>", """
+        changed = sfumato.load_embedding("emoji-blue-heart").apply(model)
+        prompts = [f"a <blue-heart>, {style} style" for style in ("noto", "twemoji", "fluent 3d")]
+        sfumato.generate(changed, prompts).grid().save("word.png")
+        """),
+    Entry("subject", A, "A subject that was taught: our painted cat", """
+        changed = sfumato.load_lora("emoji-painted-cat", model).apply(model)
+        sfumato.generate(changed, "a sks cat face", count=4).grid(columns=4).save("subject.png")
+        """),
+    Entry("subject-and-sketch", A, "The subject after a sketch", """
+        sfumato generate "a sks cat face" --lora emoji-painted-cat --control sketch=sketch-cat.jpg \\
+            -n 4 --grid -o subject-and-sketch.png
+        """),
 )
 # fmt: on

@@ -101,6 +101,14 @@ def test_of_further_channels_the_start_takes_none():
     assert net.config.conditioning_embedding_out_channels == (16, 32, 96, 256)
 
 
+def test_the_layers_that_read_the_control_picture_may_be_narrow(models, tmp_path):
+    model = models("sd1")
+    controlnet(model, hint=3).export(controlnet(model, hint=3).trainable, tmp_path / "net")
+    again = sfumato.load_controlnet(tmp_path / "net")
+    assert again.config.conditioning_embedding_out_channels == (3, 48)
+    assert again.controlnet_cond_embedding.conv_in.kernel.shape[-1] == 3
+
+
 def colours(rng: np.random.Generator, rows: int = 8) -> dict[str, Any]:
     """Pictures (as latents) of one colour, which the control picture shows and the caption does not tell."""
     hue = rng.uniform(-1, 1, (rows, 1, 1, 3)).astype(np.float32)
@@ -167,5 +175,7 @@ def test_bad_input_is_one_sentence(models):
         controlnet(models("sdxl"), net(2))
     with pytest.raises(SfumatoError, match="needs conditioning"):
         controlnet(model).collate({"pixels": batch()["pixels"], "text": ["a"]})
+    with pytest.raises(SfumatoError, match="at least 1 channel, not 0"):
+        controlnet(model, hint=0)
     with pytest.raises(SfumatoError, match="9"):
         controlnet(models("sd1-inpaint"))
