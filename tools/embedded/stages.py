@@ -14,11 +14,13 @@ VELOCITY = "--min-snr 6 --snr-floor 1 --stratified"
 SIZES: Mapping[str, Mapping[str, str]] = {
     "small": {
         "nouns": "--concepts tools/art/nouns.txt", "styles": "--styles noto,twemoji,fluent-3d", "scale": "small",
-        "cuts": "4500", "batch": "32", "steps": "12000", "rate": "1.3e-3", "nets": "16", "net": "4000",
+        "cuts": "4500", "batch": "32", "steps": "6000", "rate": "1.3e-3",
+        "pairs": "600", "more": "3000", "less": "1e-3", "nets": "16", "net": "4000",
     },
     "large": {
         "nouns": "", "styles": "", "scale": "large",
-        "cuts": "20000", "batch": "128", "steps": "30000", "rate": "6e-4", "nets": "128", "net": "4000",
+        "cuts": "20000", "batch": "128", "steps": "20000", "rate": "6e-4",
+        "pairs": "6000", "more": "20000", "less": "4e-4", "nets": "128", "net": "4000",
     },
 }  # fmt: skip
 """What differs between a model for hours of a laptop's processor and one for a GPU."""
@@ -40,6 +42,17 @@ class Stage:
     def command(self, runs: Path, scale: str) -> list[str]:
         """The words of the command."""
         return shlex.split(self.text.format(runs=shlex.quote(str(runs)), **SIZES[scale]))
+
+
+def _base(name: str, start: str, art: str, how: str) -> Stage:
+    """The UNet and the text encoder: first of things as they are, which says what words mean, then also of things in
+    other colours and of two at once."""
+    return Stage(
+        name,
+        f"sfumato train text-to-image -m {{runs}}/{start}/final -d {{runs}}/{art} -o {{runs}}/{name} --train unet "
+        f"--train text_encoder --rate text_encoder=2 --cached memory --batch {{batch}} {how} --warmup 200 {VELOCITY} "
+        f"{ADAM}",
+    )
 
 
 def _net(name: str, controls: str) -> Stage:
@@ -69,12 +82,9 @@ STAGES = (
         "sfumato train autoencoder -m {runs}/start -d {runs}/art -o {runs}/autoencoder --size 64x64 --crop --zoom 2 "
         "--flip --batch 16 --steps {cuts} --learning-rate 2e-3 --warmup 100 --kl 4e-6 --standardise 100 " + ADAM,
     ),
-    Stage(
-        "base",
-        "sfumato train text-to-image -m {runs}/autoencoder/final -d {runs}/nouns -o {runs}/base --train unet "
-        "--train text_encoder --rate text_encoder=2 --cached memory --batch {batch} --steps {steps} --learning-rate "
-        f"{{rate}} --warmup 200 --ema 0.999 --dropout 0.1 {VELOCITY} {ADAM}",
-    ),
+    Stage("varied", "python -m tools.art.vary {runs}/nouns {runs}/varied --pairs {pairs}", "varied/metadata.jsonl"),
+    _base("words", "autoencoder", "nouns", "--steps {steps} --learning-rate {rate} --ema 0.999 --dropout 0.1"),
+    _base("base", "words", "varied", "--steps {more} --learning-rate {less} --ema 0.998 --dropout 0.15"),
     _net("lines", "--control canny --control scribble"),
     _net("regions", "--control regions"),
     _net("grayscale", "--control grayscale"),
