@@ -1,7 +1,7 @@
 """How good the embedded model is.
 
-    python -m benchmarks.quality MODEL --art FOLDER [--only autoencoder text guidance canny grayscale regions]
-        [--net canny=NET] [--steps 20] [--rounds 1]
+    python -m benchmarks.quality MODEL --art FOLDER [--net canny=NET] [--steps 20] [--rounds 1]
+        [--only autoencoder text guidance inpainting canny grayscale regions]
 
 MODEL is what `sfumato.load` takes, NET what `sfumato.load_controlnet` takes; an embedded model has its own. FOLDER is
 one of `tools.art`, the one that the model was trained on: its training pictures are those that are searched for the
@@ -22,7 +22,7 @@ from benchmarks.quality.features import Space
 from sfumato import CFG
 from sfumato.embedded import controlnet_for
 
-PARTS = ("autoencoder", "text", "guidance")
+PARTS = ("autoencoder", "text", "guidance", "inpainting")
 CONTROLS = {
     "canny": ("F1 of edges", measures.same_edges),
     "grayscale": ("PSNR of grey", measures.grey_psnr),
@@ -60,6 +60,8 @@ def main() -> None:
             plain = measures.text(model, art, space, args.rounds, steps=args.steps, controls=[])
             figures[f"text without guidance, {kind}"] = plain
         figures |= measures.negative(model, asked["seen"], space, **how)
+    if "inpainting" in args.only:
+        figures |= measures.inpainting(model, asked["seen"], guidance, steps=args.steps)
     nets = dict(each.split("=", 1) for each in args.net)
     for annotator, (name, compare) in CONTROLS.items():
         own = controlnet_for(args.model, annotator)

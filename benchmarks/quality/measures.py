@@ -9,11 +9,12 @@ import cv2
 import jax
 import numpy as np
 from jaxtyping import Bool, Float
+from PIL import Image
 
 import sfumato
 from benchmarks.quality.art import Art
 from benchmarks.quality.features import Pictures, Space
-from sfumato import CFG, ControlNet, Model
+from sfumato import CFG, ControlNet, Inpaint, Model
 
 Figures = dict[str, float]
 NEAR = 1
@@ -93,6 +94,28 @@ def negative(model: Model, asked: Art, space: Space, **settings: Any) -> Figures
     without, against = (draw(model, prompts, negative=negative, **settings) for negative in (None, others))
     found = {"": without, ", as negative prompt": against}
     return {f"second of two things{how}": share(space.nearest(made), others) for how, made in found.items()}
+
+
+def inpainting(model: Model, asked: Art, guidance: float, **settings: Any) -> Figures:
+    """How visible the seam is where the right half of each picture has been drawn anew, against the real pictures; and
+    where it has been drawn without a look at the left half."""
+    width = asked.pictures.shape[2]
+    mask = np.zeros(asked.pictures.shape[1:3], np.uint8)
+    mask[:, width // 2 :] = 255
+
+    def steer(part: Sequence[int]) -> list[Any]:
+        return [CFG(guidance), Inpaint([Image.fromarray(asked.pictures[i]) for i in part], mask)]
+
+    def seam(pictures: Any) -> float:
+        left, right = (pictures[:, :, at].astype(float) for at in (width // 2 - 1, width // 2))
+        return float(np.abs(left - right).mean())
+
+    made = draw(model, asked.prompts, steer=steer, **settings)
+    apart = np.where(
+        mask[..., None] > 0, draw(model, asked.prompts, controls=[CFG(guidance)], **settings), asked.pictures
+    )
+    real = seam(asked.pictures)
+    return {"inpainting, seam": seam(made) / real, "inpainting, seam of two halves": seam(apart) / real}
 
 
 def edges(picture: Any) -> Bool[np.ndarray, "H W"]:

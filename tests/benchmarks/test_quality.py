@@ -75,3 +75,17 @@ def test_the_second_of_two_things_is_asked_for_with_and_without_it_as_negative_p
     monkeypatch.setattr(measures, "draw", draw)
     found = measures.negative(None, asked, Space(known, names))
     assert list(found.values()) == [1, 0]
+
+
+def test_the_seam_of_what_is_inpainted(monkeypatch):
+    """Of a model that continues a picture rightly if it may see it, and draws something else if not."""
+    asked = Art(np.stack([shape("disc", "red")]), [{"concept": "disc", "text": ["disc, plain"]}])
+
+    def draw(model, prompts, steer=None, **settings):
+        assert steer is None or type(steer([0])[1]).__name__ == "Inpaint"
+        return asked.pictures if steer else np.zeros_like(asked.pictures)
+
+    monkeypatch.setattr(measures, "draw", draw)
+    real, apart = measures.inpainting(None, asked, 3.0).values()
+    assert real == 1
+    assert apart > 5
