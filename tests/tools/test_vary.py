@@ -97,3 +97,15 @@ def test_of_one_thing_there_are_no_pairs(art, tmp_path):
     lines = [line for line in (art / "metadata.jsonl").read_text().splitlines() if "fox" in line]
     (art / "metadata.jsonl").write_text("\n".join(lines))
     assert len(vary(art, tmp_path / "out", colours=1, count=5)) == 4
+
+
+def test_further_pictures_come_along_as_they_are(art, tmp_path):
+    more = tmp_path / "more"
+    more.mkdir()
+    Image.fromarray(apple("#ff8c00")).save(more / "a.webp", lossless=True)
+    lines = [{"file_name": "a.webp", "text": ["pear, noto"], "concept": "pear", "style": "noto"},
+             {"file_name": "a.webp", "text": ["fox, noto"], "concept": "fox", "style": "noto"}]  # fmt: skip
+    (more / "metadata.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    made = vary(art, tmp_path / "out", colours=0, count=0, also=more)
+    assert [line["text"][0] for line in made[6:]] == ["pear, noto"], "and not what is there already"
+    assert (tmp_path / "out" / made[-1]["file_name"]).read_bytes() == (more / "a.webp").read_bytes()

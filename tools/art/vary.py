@@ -1,11 +1,11 @@
 """Further pictures out of those of a folder of `tools.art`: in other colours, and two things side by side.
 
-    python -m tools.art.vary ART OUT [--colours 2] [--pairs 500]
+    python -m tools.art.vary ART OUT [--colours 2] [--pairs 500] [--also MORE]
 
 Emoji hardly ever come in two colours, and never two in one picture, so that a model that has seen nothing else knows
 neither what a colour is nor what "and" means. OUT gets the pictures of ART, each in up to so many other colours, and
-pairs of all of these, with captions that say so. What is held out is not touched. All choices are drawn by hashes of
-names.
+pairs of all of these, with captions that say so; and of MORE, another such folder, what ART does not have, as it is.
+What is held out is not touched. All choices are drawn by hashes of names.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import collections
 import dataclasses as dc
 import itertools
 import json
+import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -57,9 +58,14 @@ class Thing:
         return STYLES[self.line["style"]].words
 
 
+def listed(art: Path) -> list[dict[str, Any]]:
+    """What a folder says of its pictures."""
+    return [json.loads(line) for line in (art / METADATA).read_text("utf-8").splitlines()]
+
+
 def things(art: Path, colours: int) -> Iterator[Thing]:
     """Each picture, as it is and in up to so many other colours."""
-    for line in map(json.loads, (art / METADATA).read_text("utf-8").splitlines()):
+    for line in listed(art):
         picture = np.array(Image.open(art / line["file_name"]).convert("RGB"))
         first, _, rest = line["concept"].partition(" ")
         name, own = (rest, first) if first in COLOURS and rest else (line["concept"], colour_of(picture))
@@ -119,10 +125,10 @@ def side_by_side(left: np.ndarray, right: np.ndarray) -> np.ndarray:
     return np.array(sheet)
 
 
-def vary(art: Path, out: Path, colours: int, count: int) -> list[dict[str, Any]]:
+def vary(art: Path, out: Path, colours: int, count: int, also: Path | None = None) -> list[dict[str, Any]]:
     """Writes the folder `out` and returns the lines that say what is in it."""
     (out / "pictures").mkdir(parents=True, exist_ok=True)
-    found, lines = list(things(art, colours)), []
+    found, lines = list(things(art, colours)), list[dict[str, Any]]()
 
     def add(picture: np.ndarray, texts: list[str], **facts: Any) -> None:
         name = f"pictures/{len(lines):05}.webp"
@@ -136,6 +142,11 @@ def vary(art: Path, out: Path, colours: int, count: int) -> list[dict[str, Any]]
     for left, right in [*pairs(as_they_came, count // 2), *pairs(found, count - count // 2)]:
         add(side_by_side(left.picture, right.picture), captions_of_two(left, right), style=left.line["style"],
             concept=f"{left.name} and {right.name}")  # fmt: skip
+    known = {(thing.line["concept"], thing.line["style"]) for thing in found}
+    for line in listed(also) if also else ():
+        if (line["concept"], line["style"]) not in known:
+            lines.append(line | {"file_name": f"pictures/{len(lines):05}.webp"})
+            shutil.copyfile(also / line["file_name"], out / lines[-1]["file_name"])
     (out / METADATA).write_text("".join(json.dumps(line) + "\n" for line in lines), "utf-8")
     return lines
 
@@ -146,8 +157,9 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--colours", type=int, default=2, help="other colours for each picture")
     parser.add_argument("--pairs", type=int, default=500, help="pictures of two things")
+    parser.add_argument("--also", type=Path, help="a folder of further pictures, which are not varied")
     args = parser.parse_args()
-    print(f"{len(vary(args.art, args.out, args.colours, args.pairs))} pictures: {args.out}")
+    print(f"{len(vary(args.art, args.out, args.colours, args.pairs, args.also))} pictures: {args.out}")
 
 
 if __name__ == "__main__":

@@ -57,12 +57,12 @@ def _base(name: str, start: str, art: str, how: str) -> Stage:
 
 def _net(name: str, controls: str) -> Stage:
     """A ControlNet. It learns from all concepts, more than the base knows, so that it follows the control picture and
-    does not take it for a name."""
+    does not take it for a name; and from things in other colours, so that it leaves those to the text."""
     return Stage(
         name,
-        f"sfumato train controlnet -m {{runs}}/base/final -d {{runs}}/concepts -o {{runs}}/{name} {controls} --cached "
-        f"memory --hint-channels 8 --batch {{nets}} --steps {{net}} --learning-rate 1e-3 --warmup 50 --ema 0.995 "
-        f"--dropout 0.2 {VELOCITY} {ADAM}",
+        f"sfumato train controlnet -m {{runs}}/base/final -d {{runs}}/control-art -o {{runs}}/{name} {controls} "
+        f"--cached memory --hint-channels 8 --batch {{nets}} --steps {{net}} --learning-rate 1e-3 --warmup 50 "
+        f"--ema 0.995 --dropout 0.2 {VELOCITY} {ADAM}",
     )
 
 
@@ -81,6 +81,11 @@ STAGES = (
         "autoencoder",
         "sfumato train autoencoder -m {runs}/start -d {runs}/art -o {runs}/autoencoder --size 64x64 --crop --zoom 2 "
         "--flip --batch 16 --steps {cuts} --learning-rate 2e-3 --warmup 100 --kl 4e-6 --standardise 100 " + ADAM,
+    ),
+    Stage(
+        "control-art",
+        "python -m tools.art.vary {runs}/nouns {runs}/control-art --pairs {pairs} --also {runs}/concepts",
+        "control-art/metadata.jsonl",
     ),
     Stage("varied", "python -m tools.art.vary {runs}/nouns {runs}/varied --pairs {pairs}", "varied/metadata.jsonl"),
     _base("words", "autoencoder", "nouns", "--steps {steps} --learning-rate {rate} --ema 0.999 --dropout 0.1"),
