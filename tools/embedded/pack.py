@@ -9,12 +9,14 @@ together may take 64 MB.
 from __future__ import annotations
 
 import argparse
-import shutil
 from pathlib import Path
 
 import jax
+import numpy as np
+from safetensors import safe_open
 
 import sfumato
+from sfumato.adapters.save_lora import write_tensors
 from sfumato.embedded import DEFAULT, PIECES, Piece
 
 LIMIT = 64_000_000
@@ -34,7 +36,9 @@ def pack(piece: Piece, final: Path) -> None:
         return
     name = {"lora": "lora.safetensors", "embedding": "learned_embeds.safetensors"}[piece.kind]
     piece.path.parent.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(final / name, piece.path)
+    with safe_open(final / name, "np") as file:
+        tensors, metadata = {key: file.get_tensor(key).astype(np.float16) for key in file.keys()}, file.metadata()  # noqa: SIM118
+    write_tensors(tensors, piece.path, metadata or {})
 
 
 def main() -> None:

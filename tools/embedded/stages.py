@@ -15,12 +15,12 @@ SIZES: Mapping[str, Mapping[str, str]] = {
     "small": {
         "nouns": "--concepts tools/art/nouns.txt", "styles": "--styles noto,twemoji,fluent-3d", "scale": "small",
         "cuts": "4500", "batch": "32", "steps": "6000", "rate": "1.3e-3",
-        "pairs": "600", "more": "3000", "less": "1e-3", "nets": "16", "net": "4000",
+        "pairs": "600", "more": "3000", "less": "1e-3", "nets": "16", "net": "3400", "other": "1000",
     },
     "large": {
         "nouns": "", "styles": "", "scale": "large",
         "cuts": "20000", "batch": "128", "steps": "20000", "rate": "6e-4",
-        "pairs": "6000", "more": "20000", "less": "4e-4", "nets": "128", "net": "4000",
+        "pairs": "6000", "more": "20000", "less": "4e-4", "nets": "128", "net": "6000", "other": "3000",
     },
 }  # fmt: skip
 """What differs between a model for hours of a laptop's processor and one for a GPU."""
@@ -55,16 +55,19 @@ def _base(name: str, start: str, art: str, how: str) -> Stage:
     )
 
 
-def _net(name: str, controls: str) -> Stage:
+def _net(name: str, controls: str, how: str) -> Stage:
     """A ControlNet. It learns from all concepts, more than the base knows, so that it follows the control picture and
     does not take it for a name; and from things in other colours, so that it leaves those to the text."""
     return Stage(
         name,
         f"sfumato train controlnet -m {{runs}}/base/final -d {{runs}}/control-art -o {{runs}}/{name} {controls} "
-        f"--cached memory --hint-channels 8 --batch {{nets}} --steps {{net}} --learning-rate 1e-3 --warmup 50 "
-        f"--ema 0.995 --dropout 0.2 {VELOCITY} {ADAM}",
+        f"--cached memory {how} --batch {{nets}} --warmup 50 --ema 0.995 --dropout 0.2 {VELOCITY} {ADAM}",
     )
 
+
+LINES = "--hint-channels 8 --steps {net} --learning-rate 1e-3"
+OTHER = "--net {runs}/lines/final --steps {other} --learning-rate 8e-4"
+"""From the net of the lines: how to steer, it knows already, and how to read another picture is soon learnt."""
 
 STAGES = (
     Stage("art", "python -m tools.art {runs}/art --cache {runs}/packages", "art/metadata.jsonl"),
@@ -90,27 +93,27 @@ STAGES = (
     Stage("varied", "python -m tools.art.vary {runs}/nouns {runs}/varied --pairs {pairs}", "varied/metadata.jsonl"),
     _base("words", "autoencoder", "nouns", "--steps {steps} --learning-rate {rate} --ema 0.999 --dropout 0.1"),
     _base("base", "words", "varied", "--steps {more} --learning-rate {less} --ema 0.998 --dropout 0.15"),
-    _net("lines", "--control canny --control scribble"),
-    _net("regions", "--control regions"),
-    _net("grayscale", "--control grayscale"),
+    _net("lines", "--control canny --control scribble", LINES),
+    _net("regions", "--control regions", OTHER),
+    _net("grayscale", "--control grayscale", OTHER),
     Stage(
         "examples", "python -m tools.embedded.examples {runs}/art {runs}/examples", "examples/word/metadata.jsonl",
     ),
     Stage(
         "blob",
         "sfumato train lora -m {runs}/base/final -d {runs}/blob-art -o {runs}/blob --rank 8 --target all "
-        f"--cached memory --batch 16 --steps 600 --learning-rate 2e-3 --warmup 30 {VELOCITY} {ADAM}",
+        f"--cached memory --batch 16 --steps 500 --learning-rate 2e-3 --warmup 30 {VELOCITY} {ADAM}",
     ),
     Stage(
         "blue-heart",
         "sfumato train textual-inversion -m {runs}/base/final -d {runs}/examples/word -o {runs}/blue-heart --token "
-        f"'<blue-heart>' --start-from heart --vectors 4 --own-texts --batch 6 --steps 500 --learning-rate 2e-2 "
+        f"'<blue-heart>' --start-from heart --vectors 4 --own-texts --batch 6 --steps 200 --learning-rate 2e-2 "
         f"{VELOCITY} {ADAM}",
     ),
     Stage(
         "painted-cat",
         "sfumato train dreambooth -m {runs}/base/final -d {runs}/examples/subject -o {runs}/painted-cat --prompt "
-        "'a sks cat face' --class-prompt 'a cat face' --class-count 24 --class-guidance 3 --rank 8 --target all "
-        f"--cached memory --batch 8 --steps 400 --learning-rate 1e-3 {VELOCITY} {ADAM}",
+        "'a sks cat face' --class-prompt 'a cat face' --class-count 24 --class-guidance 3 --rank 2 --target all "
+        f"--cached memory --batch 8 --steps 300 --learning-rate 1.5e-3 {VELOCITY} {ADAM}",
     ),
 )  # fmt: skip

@@ -36,7 +36,7 @@ SIZE = 128
 """Pixels of a picture's side."""
 LATENTS = 8
 """Channels of latents."""
-SCALE = 3.0
+SCALE = 1.5
 """Of guidance: a model that has seen little needs little, and more roughens its white grounds."""
 BETA_END = 0.02
 """With Stable Diffusion's 0.012, what is left of the picture at the last time is still enough to tell one of a few

@@ -46,7 +46,18 @@ T, C, E, G, A = SECTIONS
 ENTRIES = (
     Entry("apple", T, "A prompt", 'sfumato generate "red apple, noto" -o apple.png'),
     Entry("seeds", T, "Eight seeds", 'sfumato generate "a rocket" -n 8 --grid -o seeds.png',
-          "Seeds differ little: the model knows three rockets, and draws them."),
+          "Seeds differ little: of a rocket the model knows three pictures, and draws them."),
+    Entry("colours", T, "Seven colours", """
+        names = ("red", "orange", "yellow", "green", "blue", "purple", "pink")
+        prompts = [f"a {name} {thing}, noto style" for thing in ("cat face", "rose") for name in names]
+        sfumato.generate(model, prompts, seed=1).grid(columns=7).save("colours.png")
+        """, "Hardly one of these was among the pictures that it learnt from."),
+    Entry("two", T, "Two things", """
+        prompts = ["a red apple and a penguin, noto style", "a fox and a blue heart, fluent 3d style",
+                   "a pig face on the left, a tulip on the right, twemoji style"]
+        made = [picture for prompt in prompts for picture in sfumato.generate(model, prompt, count=2)]
+        sfumato.Images(made).grid(columns=6).save("two.png")
+        """, "The first is there, the second often a guess: half a picture is 8 x 8 latents, and the model is small."),
     Entry("styles", T, "One thing in three styles", """
         prompts = [f"a hamburger, {style} style" for style in ("noto", "twemoji", "fluent 3d")]
         sfumato.generate(model, prompts, seed=3).grid().save("styles.png")
@@ -58,39 +69,44 @@ ENTRIES = (
         for scale in (1.1, 3, 7.5):
             made += sfumato.generate(model, "a penguin, noto style", count=4, controls=[CFG(scale)])
         sfumato.Images(made).grid(columns=4).save("guidance.png")
-        """, "A row for each. The model needs little guidance: 7.5 roughens its grounds, and its own default is 3."),
+        """, "A row for each. The model needs little guidance: 7.5 roughens it, and its own default is 1.5."),
     Entry("negative", T, "A negative prompt", """
+        from sfumato import CFG
+
         plain = sfumato.generate(model, "a heart", count=4)
-        other = sfumato.generate(model, "a heart", negative="red", count=4)
+        other = sfumato.generate(model, "a heart", negative="red heart", count=4, controls=[CFG(3)])
         sfumato.Images([*plain, *other]).grid(columns=4).save("negative.png")
-        """, "It knows red hearts alone, so that none of another colour is left when red is taken away."),
+        """, "Without red, other colours come."),
     Entry("samplers", T, "Six samplers, twelve steps", """
         names = ("ddim", "euler", "euler a", "dpm++ 2m karras", "unipc", "heun")
         made = [sfumato.generate(model, "a sunflower, fluent 3d", sampler=name, steps=12)[0] for name in names]
         sfumato.Images(made).grid(columns=6).save("samplers.png")
         """),
-    Entry("weights", T, "A weighted word", """
-        prompts = ["a rose, (green:0.5)", "a rose, green", "a rose, (green:1.5)"]
-        sfumato.generate(model, prompts, seed=5).grid().save("weights.png")
-        """, "It knows red roses alone, and no weight makes one green."),
+    Entry("weights", T, "A weighted word: 0, 0.5, 1, 1.5", """
+        prompts = [f"a (blue:{weight}) rose, noto style" for weight in (0, 0.5, 1, 1.5)]
+        sfumato.generate(model, prompts, seed=5).grid(columns=4).save("weights.png")
+        """, "At 0 the word is still in the sentence, and the rose no longer red."),
 
     Entry("sketch", C, "A sketch on paper",
           'sfumato generate "a cat face, noto style" --control sketch=sketch-cat.jpg -o sketch.png'),
-    Entry("sketches", C, "Four sketches, two prompts each", """
+    Entry("sketches", C, "Four sketches, three prompts each", """
+        import numpy as np
         from PIL import Image
         from sfumato import CFG, ControlNet
 
         net = sfumato.load_controlnet("emoji-lines")
         wishes = {
-            "cat": ["a cat face, fluent 3d style", "a tiger face, twemoji style"],
-            "apple": ["a red apple, noto style", "a tangerine, fluent 3d style"],
-            "fish": ["a tropical fish, noto style", "a shark, twemoji style"],
-            "house": ["a house, noto style", "a castle, fluent 3d style"],
+            "cat": ["a cat face, fluent 3d style", "a blue cat face, noto style", "a tiger face, twemoji style"],
+            "apple": ["a red apple, noto style", "a green apple, twemoji style", "a purple tomato, fluent 3d style"],
+            "fish": ["a tropical fish, noto style", "a pink tropical fish, fluent 3d style", "a shark, twemoji style"],
+            "house": ["a house, noto style", "a yellow house, fluent 3d style", "a purple castle, twemoji style"],
         }
         made = []
         for name, prompts in wishes.items():
-            sketch = sfumato.annotate("sketch", Image.open(f"sketch-{name}.jpg").resize((128, 128)))
-            made += sfumato.generate(model, prompts, controls=[CFG(5), ControlNet(net, sketch)])
+            photo = Image.open(f"sketch-{name}.jpg").resize((128, 128))
+            sketch = sfumato.annotate("sketch", photo)
+            drawn = sfumato.generate(model, prompts, controls=[CFG(2), ControlNet(net, sketch)])
+            made += [sfumato.Picture(np.asarray(photo)), *drawn]
         sfumato.Images(made).grid(columns=4).save("sketches.png")
         """),
     Entry("scales", C, "Scales of the ControlNet: 0, 0.3, 0.6, 1", """
@@ -101,12 +117,12 @@ ENTRIES = (
         sketch = sfumato.annotate("sketch", Image.open("sketch-cat.jpg").resize((128, 128)))
         made = []
         for scale in (0.0, 0.3, 0.6, 1.0):
-            made += sfumato.generate(model, "a panda, twemoji style", controls=[CFG(5), ControlNet(net, sketch, scale)])
+            made += sfumato.generate(model, "a panda, twemoji style", controls=[CFG(2), ControlNet(net, sketch, scale)])
         sfumato.Images(made).grid(columns=4).save("scales.png")
         """),
     Entry("edges", C, "Edges of a picture, other words", """
         sfumato generate "a polar bear, fluent 3d style" --control canny=painted-cat.png -n 4 --grid -o edges.png
-        """),
+        """, "A polar bear is pale on a white ground, and so are its outlines."),
     Entry("scribble", C, "The same by broad lines, which need not be followed exactly", """
         sfumato generate "a polar bear, fluent 3d" --control scribble=painted-cat.png,scale=0.8 \\
             -n 4 --grid -o scribble.png
@@ -121,19 +137,19 @@ ENTRIES = (
 
         net = sfumato.load_controlnet("emoji-grayscale")
         grey = Image.open("painted-cat.png").convert("L").convert("RGB")
+        controls = [CFG(1.5), ControlNet(net, grey)]
         wishes = ["a cat face, noto style", "a blue cat face, noto style", "a panda, noto style", "a green fox, noto"]
-        sfumato.generate(model, wishes, controls=[CFG(3), ControlNet(net, grey)]).grid(columns=4).save("grayscale.png")
+        sfumato.generate(model, wishes, controls=controls).grid(columns=4).save("grayscale.png")
         """),
     Entry("regions", C, "Painting by regions", """
-        from PIL import Image
+        import numpy as np
         from sfumato import CFG, ControlNet
 
         net = sfumato.load_controlnet("emoji-regions")
         regions = sfumato.annotate("regions", "painted-cat.png")
         prompts = ["a cat face, noto style", "a tiger face, twemoji style", "a bear, fluent 3d style"]
-        made = sfumato.generate(model, prompts, controls=[CFG(3), ControlNet(net, regions)])
-        shown = sfumato.Picture(sfumato.annotate("regions", "painted-cat.png"))
-        sfumato.Images([shown, *made]).grid(columns=4).save("regions.png")
+        made = sfumato.generate(model, prompts, controls=[CFG(2), ControlNet(net, regions)])
+        sfumato.Images([sfumato.Picture(np.asarray(regions)), *made]).grid(columns=4).save("regions.png")
         """),
     Entry("two-nets", C, "Two ControlNets: colours of one picture, lines of another", """
         from PIL import Image
@@ -142,7 +158,7 @@ ENTRIES = (
         lines, regions = (sfumato.load_controlnet(f"emoji-{name}") for name in ("lines", "regions"))
         sketch = sfumato.annotate("sketch", Image.open("sketch-cat.jpg").resize((128, 128)))
         colours = sfumato.annotate("regions", "painted-cat.png")
-        controls = [CFG(3), ControlNet(lines, sketch, 0.8), ControlNet(regions, colours, 0.4)]
+        controls = [CFG(2), ControlNet(lines, sketch, 0.8), ControlNet(regions, colours, 0.4)]
         made = sfumato.generate(model, "a cat face, noto style", count=4, controls=controls)
         made.grid(columns=4).save("two-nets.png")
         """),
@@ -155,7 +171,7 @@ ENTRIES = (
         painted = Image.open("painted-cat.png").convert("RGB")
         mask = np.zeros((128, 128), np.uint8)
         mask[50:] = 255
-        controls = [CFG(3), ControlNet(net, sfumato.annotate("canny", painted)), Inpaint(painted, mask)]
+        controls = [CFG(2), ControlNet(net, sfumato.annotate("canny", painted)), Inpaint(painted, mask)]
         made = sfumato.generate(model, ["a tiger face, noto", "a panda, noto", "a pig face, noto"], controls=controls)
         sfumato.Images([sfumato.Picture(np.asarray(painted)), *made]).grid(columns=4).save("control-and-mask.png")
         """, "Of the painted cat, left, the ears stay as they are; the face is drawn anew along its lines."),
@@ -204,7 +220,7 @@ ENTRIES = (
             model, "a red heart, noto style", count=4, controls=[CFG(5), SEGA([Edit("blue", scale=8, warmup=3)])]
         )
         sfumato.Images([*plain, *blue]).grid(columns=4).save("sega.png")
-        """, "Nothing to be seen: what a blue heart looks like the model has no idea of."),
+        """, "Blue is added and red stays: they come out pink, and nothing else changes."),
     Entry("sag", G, "Self-attention guidance: none, 0.75, 1.5", """
         from sfumato import CFG, SAG
 
@@ -220,7 +236,7 @@ ENTRIES = (
         for scale in (0.0, 2.0, 4.0):
             made += sfumato.generate(model, "an owl, fluent 3d style", count=4, controls=[CFG(3), PAG(scale)])
         sfumato.Images(made).grid(columns=4).save("pag.png")
-        """, "A style that was held out for owls. The grounds grow rougher and the outlines a little firmer."),
+        """, "A style that was held out for owls. Hardly anything changes."),
     Entry("attend-and-excite", G, "Attend-and-Excite: two things in one prompt", """
         from sfumato import CFG, AttendAndExcite
 
@@ -228,7 +244,7 @@ ENTRIES = (
         plain = sfumato.generate(model, prompt, count=4)
         both = sfumato.generate(model, prompt, count=4, controls=[CFG(5), AttendAndExcite(["cat", "frog"])])
         sfumato.Images([*plain, *both]).grid(columns=4).save("attend-and-excite.png")
-        """, "It fails: the model has never seen two things in a picture, and mixes them, with it and without."),
+        """, "It fails: two things at once are more than this small model does well, with it and without."),
 
     Entry("lora", A, "A LoRA for a style that the model never saw: strengths 0, 0.5, 1", """
         lora = sfumato.load_lora("emoji-blob", model)
@@ -242,7 +258,7 @@ ENTRIES = (
     Entry("lora-and-sketch", A, "The LoRA under a sketch", """
         sfumato generate "a cat face, noto blob style" --lora emoji-blob --control sketch=sketch-cat.jpg \\
             -n 4 --grid -o lora-and-sketch.png
-        """),
+        """, "Of the style, the sketch leaves little."),
     Entry("word", A, "A word that was taught: <blue-heart>", """
         changed = sfumato.load_embedding("emoji-blue-heart").apply(model)
         prompts = [f"a <blue-heart>, {style} style" for style in ("noto", "twemoji", "fluent 3d")]
@@ -251,7 +267,7 @@ ENTRIES = (
     Entry("subject", A, "A subject that was taught: our painted cat", """
         changed = sfumato.load_lora("emoji-painted-cat", model).apply(model)
         sfumato.generate(changed, "a sks cat face", count=4).grid(columns=4).save("subject.png")
-        """),
+        """, "The first is the cat that was painted; a rank of 2, in 0.4 MB, does not hold it with every seed."),
     Entry("subject-and-sketch", A, "The subject after a sketch", """
         sfumato generate "a sks cat face" --lora emoji-painted-cat --control sketch=sketch-cat.jpg \\
             -n 4 --grid -o subject-and-sketch.png

@@ -57,8 +57,17 @@ def load_lora(file: str | Path, model: Model | ControlNet | None = None, *, part
 
 
 def examine(file: TensorFile, finding: LoraFinding) -> Report:
-    """The report of a file on the published networks, without reading its matrices."""
-    return _match(file, finding, settings(file), None)[0]
+    """The report of a file, without reading its matrices: on the published networks, or on the embedded model if it is
+    none of theirs."""
+    from sfumato.embedded import DEFAULT
+    from sfumato.io.load import load
+
+    configs = settings(file)
+    report, _ = _match(file, finding, configs, None)
+    if report.matched:
+        return report
+    own, _ = _match(file, finding, configs, load(DEFAULT))
+    return report if own.unmatched else own
 
 
 def _match(

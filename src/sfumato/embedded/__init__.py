@@ -42,7 +42,7 @@ class Piece:
 
 PIECES = (
     Piece(DEFAULT, "model", "Emoji of 150 nouns in the styles noto, twemoji and fluent 3d, 128x128 pixels."),
-    Piece("emoji-lines", "controlnet", "Edges, or drawn lines that are followed loosely.", ("canny", "scribble", "sketch")),
+    Piece("emoji-lines", "controlnet", "Edges, scribbles, and sketches on paper.", ("canny", "scribble", "sketch")),
     Piece("emoji-regions", "controlnet", "Flat areas in sixteen colours.", ("regions",)),
     Piece("emoji-grayscale", "controlnet", "Colours for a grey picture.", ("grayscale",)),
     Piece("emoji-blob", "lora", "The style of Noto's older blob emoji: say 'noto blob style'."),
