@@ -59,7 +59,7 @@ def main() -> None:
         for kind, art in asked.items():
             plain = measures.text(model, art, space, args.rounds, steps=args.steps, controls=[])
             figures[f"text without guidance, {kind}"] = plain
-        figures |= measures.negative(model, asked["seen"], space, **how)
+        figures |= measures.negative(model, asked["seen"], **how)
     if "inpainting" in args.only:
         figures |= measures.inpainting(model, asked["seen"], guidance, steps=args.steps)
     nets = dict(each.split("=", 1) for each in args.net)

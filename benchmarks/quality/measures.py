@@ -15,6 +15,7 @@ import sfumato
 from benchmarks.quality.art import Art
 from benchmarks.quality.features import Pictures, Space
 from sfumato import CFG, ControlNet, Inpaint, Model
+from tools.art.recolour import colour_of
 
 Figures = dict[str, float]
 NEAR = 1
@@ -85,15 +86,19 @@ def ceiling(asked: Art, space: Space) -> float:
     return share(space.nearest(asked.pictures), asked.concepts)
 
 
-def negative(model: Model, asked: Art, space: Space, **settings: Any) -> Figures:
-    """Asked for two things at once, "a and b, style", the share of pictures of the second, without a negative prompt
-    and with that thing as the negative prompt."""
-    others = asked.concepts[1:] + asked.concepts[:1]
-    styles = [prompt.rpartition(", ")[2] for prompt in asked.prompts]
-    prompts = [f"{one} and {other}, {style}" for one, other, style in zip(asked.concepts, others, styles, strict=True)]
-    without, against = (draw(model, prompts, negative=negative, **settings) for negative in (None, others))
-    found = {"": without, ", as negative prompt": against}
-    return {f"second of two things{how}": share(space.nearest(made), others) for how, made in found.items()}
+def negative(model: Model, asked: Art, **settings: Any) -> Figures:
+    """Of things that have a colour of their own, the share that is drawn in it, without a negative prompt and with that
+    colour, "red apple", as the negative prompt."""
+    own = [colour_of(picture) for picture in asked.pictures]
+    chosen = [number for number, colour in enumerate(own) if colour]
+    prompts = [asked.prompts[number] for number in chosen]
+    named = [f"{own[number]} {asked.concepts[number]}" for number in chosen]
+
+    def kept(negative: list[str] | None) -> float:
+        made = draw(model, prompts, negative=negative, **settings)
+        return float(np.mean([colour_of(one) == own[number] for one, number in zip(made, chosen, strict=True)]))
+
+    return {"own colour": kept(None), "own colour, as negative prompt": kept(named)}
 
 
 def inpainting(model: Model, asked: Art, guidance: float, **settings: Any) -> Figures:

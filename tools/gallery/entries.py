@@ -51,7 +51,7 @@ ENTRIES = (
         names = ("red", "orange", "yellow", "green", "blue", "purple", "pink")
         prompts = [f"a {name} {thing}, noto style" for thing in ("cat face", "rose") for name in names]
         sfumato.generate(model, prompts, seed=1).grid(columns=7).save("colours.png")
-        """, "Hardly one of these was among the pictures that it learnt from."),
+        """, "Of each thing it has seen three of these at most."),
     Entry("two", T, "Two things", """
         prompts = ["a red apple and a penguin, noto style", "a fox and a blue heart, fluent 3d style",
                    "a pig face on the left, a tulip on the right, twemoji style"]
