@@ -16,6 +16,7 @@ import sfumato
 from sfumato.errors import MismatchError, SfumatoError
 from sfumato.models.config import UNetConfig, from_dict
 from sfumato.models.unet import UNet
+from sfumato.train import own as settings
 from sfumato.train.recipes.controlnet import controlnet, from_unet
 from sfumato.train.recipes.text_to_image import text_to_image
 from sfumato.types import Conditioning
@@ -175,6 +176,8 @@ def test_bad_input_is_one_sentence(models):
         controlnet(models("sdxl"), net(2))
     with pytest.raises(SfumatoError, match="needs conditioning"):
         controlnet(model).collate({"pixels": batch()["pixels"], "text": ["a"]})
+    with pytest.raises(SfumatoError, match="no --hint-channels beside"):
+        settings.ControlNet(net="a net", hint=8).arguments("float32")
     with pytest.raises(SfumatoError, match="at least 1 channel, not 0"):
         controlnet(model, hint=0)
     with pytest.raises(SfumatoError, match="9"):
