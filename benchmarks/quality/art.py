@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses as dc
-import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
+
+from tools.art.metadata import listed
 
 HELDOUT = "heldout"
 
@@ -47,6 +48,6 @@ class Art:
 
 def read(folder: Path) -> Art:
     """All pictures of a folder with metadata.jsonl."""
-    lines = [json.loads(line) for line in (folder / "metadata.jsonl").read_text("utf-8").splitlines()]
+    lines = listed(folder)
     pictures = [np.asarray(Image.open(folder / line["file_name"]).convert("RGB")) for line in lines]
     return Art(np.stack(pictures), lines)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 import subprocess
 import sys
@@ -15,6 +14,7 @@ from typer.testing import CliRunner
 
 from sfumato import cli
 from sfumato.embedded import PIECES
+from tools.art.metadata import METADATA, enlist, listed
 from tools.embedded import examples
 from tools.embedded.pack import stage
 from tools.embedded.stages import SIZES, STAGES
@@ -66,7 +66,7 @@ def test_the_examples_call_what_is_taught_by_its_new_name(tmp_path):
         name = f"{len(lines)}.webp"
         Image.new("RGB", (128, 128), "blue").save(art / name)
         lines.append({"file_name": name, "text": [f"a {concept}, {style}"], "concept": concept, "style": style})
-    (art / examples.METADATA).write_text("\n".join(map(json.dumps, lines)))
+    enlist(art / METADATA, lines)
     examples.word(art, words)
     assert said(words) == [["a <blue-heart>, noto"]]
     examples.subject(subject)
@@ -78,6 +78,6 @@ def test_the_examples_call_what_is_taught_by_its_new_name(tmp_path):
 
 def said(folder):
     """The texts of a folder's pictures, which are there."""
-    lines = [json.loads(line) for line in (folder / examples.METADATA).read_text().splitlines()]
+    lines = listed(folder)
     assert all((folder / line["file_name"]).is_file() for line in lines)
     return [line["text"] for line in lines]

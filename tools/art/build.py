@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import collections
-import json
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from tools.art.captions import captions
 from tools.art.draw import draw, mask, on_white
 from tools.art.heldout import HeldOut
 from tools.art.licences import licences
+from tools.art.metadata import METADATA, enlist
 from tools.art.names import Concept, concepts
 from tools.art.regions import regions
 from tools.art.styles import STYLES, art_of
@@ -64,10 +64,10 @@ def build(
             entry = _entry(paths, concept, style, others.get(concept.name, ()))
             lists[part].append(entry | ({"why": why} if why else {}))
             counts[style, part] += 1
-    _list(out / "metadata.jsonl", lists["train"])
+    enlist(out / METADATA, lists["train"])
     if lists["held out"]:
-        _list(out / "heldout" / "metadata.jsonl", lists["held out"])
-    _list(out / "heldout.jsonl", [_below("heldout", entry) for entry in lists["held out"]])
+        enlist(out / "heldout" / METADATA, lists["held out"])
+    enlist(out / "heldout.jsonl", [_below("heldout", entry) for entry in lists["held out"]])
     (out / "LICENSES.md").write_text(licences(styles), "utf-8")
     return counts
 
@@ -119,7 +119,3 @@ def _entry(paths: dict[str, str], concept: Concept, style: str, aliases: Sequenc
 
 def _below(folder: str, entry: dict[str, Any]) -> dict[str, Any]:
     return entry | {key: f"{folder}/{entry[key]}" for key in ("file_name", "mask", "regions")}
-
-
-def _list(path: Path, entries: Iterable[dict[str, Any]]) -> None:
-    path.write_text("".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in entries), "utf-8")

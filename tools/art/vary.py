@@ -14,7 +14,6 @@ import argparse
 import collections
 import dataclasses as dc
 import itertools
-import json
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -24,10 +23,9 @@ import numpy as np
 from PIL import Image
 
 from tools.art.captions import ordered, with_article
+from tools.art.metadata import METADATA, enlist, listed
 from tools.art.recolour import COLOURS, colour_of, recoloured
 from tools.art.styles import STYLES
-
-METADATA = "metadata.jsonl"
 
 
 @dc.dataclass(frozen=True)
@@ -56,11 +54,6 @@ class Thing:
     def words(self) -> str:
         """What its style is called."""
         return STYLES[self.line["style"]].words
-
-
-def listed(art: Path) -> list[dict[str, Any]]:
-    """What a folder says of its pictures."""
-    return [json.loads(line) for line in (art / METADATA).read_text("utf-8").splitlines()]
 
 
 def things(art: Path, colours: int) -> Iterator[Thing]:
@@ -147,7 +140,7 @@ def vary(art: Path, out: Path, colours: int, count: int, also: Path | None = Non
         if (line["concept"], line["style"]) not in known:
             lines.append(line | {"file_name": f"pictures/{len(lines):05}.webp"})
             shutil.copyfile(also / line["file_name"], out / lines[-1]["file_name"])
-    (out / METADATA).write_text("".join(json.dumps(line) + "\n" for line in lines), "utf-8")
+    enlist(out / METADATA, lines)
     return lines
 
 

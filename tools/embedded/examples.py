@@ -9,30 +9,28 @@ OUT/subject our painted cat, as it is, mirrored, smaller and tilted.
 from __future__ import annotations
 
 import argparse
-import json
 import shutil
 from pathlib import Path
 
 from PIL import Image, ImageOps
 
+from tools.art.metadata import METADATA, enlist, listed
 from tools.gallery.drawings import cat
 
 WORD, CONCEPT = "<blue-heart>", "blue heart"
 STYLES = ("noto", "twemoji", "fluent-3d")
 SUBJECT = "sks cat"
-METADATA = "metadata.jsonl"
 
 
 def word(art: Path, out: Path) -> None:
     """The pictures of `CONCEPT` in `STYLES`, with `WORD` in their captions."""
-    lines = [json.loads(line) for line in (art / METADATA).read_text("utf-8").splitlines()]
-    chosen = [line for line in lines if line["concept"] == CONCEPT and line["style"] in STYLES]
+    chosen = [line for line in listed(art) if line["concept"] == CONCEPT and line["style"] in STYLES]
     found = []
     for line in chosen:
         name = f"{line['style']}.webp"
         shutil.copyfile(art / line["file_name"], out / name)
         found.append({"file_name": name, "text": [each.replace(CONCEPT, WORD) for each in line["text"][:6]]})
-    write(out, found)
+    enlist(out / METADATA, found)
 
 
 def subject(out: Path) -> None:
@@ -48,7 +46,7 @@ def subject(out: Path) -> None:
     }
     for name, picture in kinds.items():
         picture.save(out / f"{name}.png")
-    write(out, [{"file_name": f"{name}.png", "text": f"a {SUBJECT} face"} for name in kinds])
+    enlist(out / METADATA, [{"file_name": f"{name}.png", "text": f"a {SUBJECT} face"} for name in kinds])
 
 
 def placed(picture: Image.Image, side: int, at: tuple[int, int]) -> Image.Image:
@@ -56,11 +54,6 @@ def placed(picture: Image.Image, side: int, at: tuple[int, int]) -> Image.Image:
     sheet = Image.new("RGB", picture.size, "white")
     sheet.paste(picture.resize((side, side), Image.Resampling.LANCZOS), at)
     return sheet
-
-
-def write(out: Path, lines: list[dict]) -> None:
-    """What is said of the pictures of a folder."""
-    (out / METADATA).write_text("".join(json.dumps(line) + "\n" for line in lines), "utf-8")
 
 
 def main() -> None:
