@@ -14,6 +14,13 @@ VARIABLE = "SFUMATO_CACHE"
 
 OFF = ("", "0", "off")
 
+BOUND = "jax_persistent_cache_min_compile_time_secs"
+"""jax's name of the setting below, in capitals that of its environment variable."""
+
+KEPT_FROM = 0.1
+"""Seconds of compiling from which on a program is kept: of the programs of a small model none takes a whole second,
+which is jax's own bound, and together they take several."""
+
 
 def cache_folder() -> Path | None:
     """Where sfumato keeps what it can make again: `$SFUMATO_CACHE`, otherwise the user's cache folder.
@@ -33,7 +40,8 @@ def cache_folder() -> Path | None:
 
 
 def enable_cache() -> None:
-    """Turns on jax's persistent compilation cache, for programs that take at least a second to compile.
+    """Turns on jax's persistent compilation cache, for programs that take at least `KEPT_FROM` to compile (or what
+    `JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS` says).
 
     Does nothing where the user has named a folder to jax himself (`JAX_COMPILATION_CACHE_DIR`) or switched ours off
     (`SFUMATO_CACHE=off`). A folder that cannot be written to is a warning.
@@ -52,5 +60,6 @@ def enable_cache() -> None:
     except (OSError, RuntimeError) as error:  # the latter: there is no home folder
         warnings.warn(f"Compiled programs are not kept ({error}); {VARIABLE} names another folder.", stacklevel=3)
         return
-    # That only programs of a second and more are kept, of whatever size, is jax's default.
     jax.config.update("jax_compilation_cache_dir", str(folder))
+    if BOUND.upper() not in os.environ:
+        jax.config.update(BOUND, KEPT_FROM)

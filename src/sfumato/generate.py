@@ -160,6 +160,8 @@ class Job:
 
     def part(self, picked: Sequence[int]) -> Job:
         """The job for some of the pictures."""
+        if list(picked) == list(range(len(self.plan))):
+            return self
         chosen = np.array(picked)
         return dc.replace(
             self, plan=self.plan.part(picked), controls=tuple(control.part(picked) for control in self.controls),

@@ -7,6 +7,7 @@ the set of controls are the program; every number, prompt, picture, window and n
 
 from __future__ import annotations
 
+import dataclasses as dc
 import functools
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
@@ -56,20 +57,26 @@ def sample_rows(
 ) -> Iterator[Latents]:  # fmt: skip
     """As `sample`, one row at a time: yields the latents after each active row."""
     carry = start(sampler, controls, x)
-    for index in np.flatnonzero(np.asarray(steps.active)):
-        step = jax.tree.map(lambda column, index=index: column[index], steps)
-        carry = _one_row(unet, sampler, step, controls, carry, base, prediction, mesh)
+    # Numbers are cut out here and not on the device, where each cut would be a program of its own.
+    columns = dc.replace(jax.tree.map(np.asarray, dc.replace(steps, noise=None)), noise=steps.noise)
+    leaves, tree = jax.tree.flatten((unet, controls, base))  # once: of a network it takes milliseconds
+    for index in np.flatnonzero(columns.active):
+        step = jax.tree.map(lambda column, index=index: column[index], columns)
+        carry = _one_row(leaves, tree, sampler, step, carry, prediction, mesh)
         yield carry[0]
 
 
-@functools.partial(jax.jit, static_argnames=("sampler", "prediction", "mesh"))
+@functools.partial(jax.jit, static_argnames=("tree", "sampler", "prediction", "mesh"))
 def _one_row(
-    unet: UNet, sampler: Sampler, step: Step, controls: tuple[Control, ...], carry: Carry,
-    base: Mapping[str, Conditioning], prediction: str, mesh: Mesh | None,
+    leaves: Sequence[Array], tree: Any, sampler: Sampler, step: Step, carry: Carry,
+    prediction: str, mesh: Mesh | None,
 ) -> Carry:  # fmt: skip
+    """A row; network, controls and conditionings come flat."""
+
     def run(unet: UNet, step: Step, controls: tuple[Control, ...], carry: Carry, base: Any) -> Carry:
         return row(unet, sampler, controls, base, prediction, carry, step)
 
+    unet, controls, base = jax.tree.unflatten(tree, leaves)
     return divided(run, mesh, unet, step, controls, carry, base)
 
 

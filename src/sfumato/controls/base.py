@@ -157,6 +157,7 @@ def gate(on: Bool[Array, ""], call: Callable[[], T]) -> T:
     """`call()` while `on`, otherwise zeros of its shape: costs nothing at run time while it is off."""
     structure = []
 
+    @jax.jit  # so that it is traced once, for its shapes and for its branch
     def leaves() -> list[Array]:
         flat, tree = jax.tree.flatten(call())
         structure[:] = [tree]
