@@ -220,23 +220,6 @@ def test_every_attention_path_can_be_tapped_and_changes_nothing(name):
     np.testing.assert_allclose(tapped.eps, run(unet, values).eps, atol=1e-5)
 
 
-def test_large_maps_in_blocks_equal_whole_ones(monkeypatch):
-    from sfumato.models import kernels
-
-    rng = np.random.default_rng(0)
-    q, k, v = (jnp.asarray(rng.standard_normal((2, length, 3, 8)), jnp.float32) for length in (50, 33, 33))
-
-    def grads():
-        return jax.grad(lambda *a: (kernels.attention(*a) ** 2).sum(), argnums=(0, 1, 2))(q, k, v)
-
-    whole, whole_grads = kernels.attention(q, k, v), grads()
-    monkeypatch.setattr(kernels, "BLOCKED_FROM", 0)
-    monkeypatch.setattr(kernels, "QUERY_BLOCK", 16)
-    np.testing.assert_allclose(kernels.attention(q, k, v), whole, atol=1e-5)
-    for got, want in zip(grads(), whole_grads, strict=True):
-        np.testing.assert_allclose(got, want, atol=1e-4)
-
-
 def test_bfloat16_is_finite_and_near_float32():
     unet = new("sdxl")
     values = inputs(unet.config)

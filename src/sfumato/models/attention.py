@@ -93,7 +93,7 @@ class GEGLU(nnx.Module):
     def __init__(self, inputs: int, outputs: int, *, rngs: nnx.Rngs):
         self.proj = linear(inputs, 2 * outputs, rngs=rngs)
 
-    def __call__(self, x: Float[Array, "B L D"]) -> Float[Array, "B L F"]:
+    def __call__(self, x: Float[Array, "*B D"]) -> Float[Array, "*B F"]:
         value, gate = jnp.split(self.proj(x), 2, axis=-1)
         return value * gelu(gate)
 
@@ -104,7 +104,7 @@ class FeedForward(nnx.Module):
     def __init__(self, width: int, *, rngs: nnx.Rngs):
         self.net = nnx.List([GEGLU(width, 4 * width, rngs=rngs), Identity(), linear(4 * width, width, rngs=rngs)])
 
-    def __call__(self, x: Float[Array, "B L D"]) -> Float[Array, "B L D"]:
+    def __call__(self, x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
         for layer in self.net:
             x = layer(x)
         return x
@@ -129,7 +129,8 @@ class TransformerBlock(nnx.Module):
         text, text_map = self.attn2(self.norm2(x), context, tap=taps.get("attn2"))
         x = x + text
         maps = {"attn1": own_map, "attn2": text_map}
-        return x + self.ff(self.norm3(x)), {name: value for name, value in maps.items() if value is not None}
+        x = x + kernels.in_blocks(self.ff, self.norm3(x))
+        return x, {name: value for name, value in maps.items() if value is not None}
 
 
 class Transformer(nnx.Module):

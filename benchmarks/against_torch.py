@@ -1,0 +1,232 @@
+"""Seconds and results of sfumato against diffusers on torch, turn by turn in one process.
+
+    python benchmarks/against_torch.py unet [--family sd15|sdxl] [--dtype bfloat16] [--size 64] [--runs 5] [--compile]
+
+Both have the same random weights and the same inputs, so that the results are compared, too: the difference is given in
+parts of the deviation of what torch computes in float32's place. torch runs in channels_last; with --compile it is also
+compiled, and the better of the two counts. Prints medians, the spread, and the ratio sfumato / torch.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses as dc
+import json
+import os
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import torch
+
+SD15 = {"cross_attention_dim": 768, "sample_size": 64}
+SDXL = {
+    "cross_attention_dim": 2048, "sample_size": 128, "block_out_channels": (320, 640, 1280),
+    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+    "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+    "transformer_layers_per_block": (1, 2, 10), "attention_head_dim": (5, 10, 20), "use_linear_projection": True,
+    "addition_embed_type": "text_time", "addition_time_embed_dim": 256, "projection_class_embeddings_input_dim": 2816,
+}  # fmt: skip
+UNETS = {"sd15": SD15, "sdxl": SDXL}
+VAE = {
+    "block_out_channels": (128, 256, 512, 512), "layers_per_block": 2, "latent_channels": 4,
+    "down_block_types": ("DownEncoderBlock2D",) * 4, "up_block_types": ("UpDecoderBlock2D",) * 4,
+}  # fmt: skip
+
+
+@dc.dataclass(frozen=True)
+class Pair:
+    """The same computation twice; each side gives a channel-last array."""
+
+    ours: Callable[[], Any]
+    theirs: Callable[[], Any]
+    compiled: Callable[[], Any] | None = None
+
+
+def module(kind: Any, config: dict[str, Any], dtype: str) -> torch.nn.Module:
+    """A torch network with random weights, made in its type, so that no float32 copy takes memory."""
+    with torch.device("meta"):
+        empty = kind(**config)
+    made = empty.to(getattr(torch, dtype)).to_empty(device="cpu").eval().requires_grad_(requires_grad=False)
+    torch.manual_seed(0)
+    for name, value in made.named_parameters():
+        if value.ndim > 1:
+            value.normal_(0, value[0].numel() ** -0.5)
+        else:
+            value.fill_(float(name.endswith("weight")))
+    return made.to(memory_format=torch.channels_last)
+
+
+def twin(network: Any, config: Any, theirs: torch.nn.Module) -> Any:
+    """Our network with the weights of a torch module."""
+    from sfumato.io.fill import fill
+    from sfumato.io.tensors import LazyTensor
+    from sfumato.models.layers import abstract
+
+    def lazy(value: torch.Tensor) -> LazyTensor:
+        return LazyTensor(tuple(value.shape), np.dtype("float32"), lambda: value.float().contiguous().numpy())
+
+    dtype = str(next(theirs.parameters()).dtype).removeprefix("torch.")
+    return fill(abstract(network, config), {key: lazy(each) for key, each in theirs.state_dict().items()}, dtype=dtype)
+
+
+def last(x: torch.Tensor) -> torch.Tensor:
+    """[B C H W] -> [B H W C]."""
+    return x.permute(0, 2, 3, 1).float()
+
+
+def first(x: np.ndarray, dtype: str) -> torch.Tensor:
+    """[B H W C] -> [B C H W], channels last in memory."""
+    return torch.from_numpy(x).permute(0, 3, 1, 2).to(getattr(torch, dtype))
+
+
+def unet(args: argparse.Namespace, controlled: bool = False) -> Pair:
+    """A step with guidance: two rows of latents; with a ControlNet if `controlled`."""
+    from diffusers import ControlNetModel, UNet2DConditionModel
+
+    from sfumato.models.config import ControlNetConfig, UNetConfig, from_dict
+    from sfumato.models.controlnet import ControlNet
+    from sfumato.models.unet import UNet
+    from sfumato.types import Conditioning
+
+    config, rng = UNETS[args.family], np.random.default_rng(0)
+    theirs = module(UNet2DConditionModel, config, args.dtype)
+    ours = twin(UNet, from_dict(UNetConfig, config), theirs)
+    x = rng.standard_normal((2, args.size, args.size, 4), np.float32)
+    context = rng.standard_normal((2, 77, config["cross_attention_dim"]), np.float32)
+    added, cond = None, Conditioning(jnp.asarray(context))
+    if args.family == "sdxl":
+        pooled, ids = (
+            rng.standard_normal((2, 1280), np.float32),
+            np.tile(np.float32([512, 512, 0, 0, 512, 512]), (2, 1)),
+        )
+        added = {"text_embeds": torch.from_numpy(pooled).to(theirs.dtype), "time_ids": torch.from_numpy(ids)}
+        cond = dc.replace(cond, pooled=jnp.asarray(pooled), time_ids=jnp.asarray(ids))
+    texts = torch.from_numpy(context).to(theirs.dtype)
+    how = {"encoder_hidden_states": texts, "added_cond_kwargs": added, "return_dict": False}
+    net = their_net = picture = None
+    if controlled:
+        shared = {key: value for key, value in config.items() if key not in ("sample_size", "up_block_types")}
+        their_net = module(ControlNetModel, shared, args.dtype)
+        net = twin(ControlNet, from_dict(ControlNetConfig, shared), their_net)
+        picture = rng.uniform(size=(2, 8 * args.size, 8 * args.size, 3)).astype(np.float32)
+
+    @jax.jit
+    def step(ours: Any, net: Any, x: Any, picture: Any) -> Any:
+        seen = cond if net is None else dc.replace(cond, residuals=net(x, jnp.float32(500), cond, picture))
+        return ours(x, jnp.float32(500), seen).eps
+
+    x_torch, hint = first(x, args.dtype), None if picture is None else first(picture, args.dtype)
+
+    def reference(network: Any, controlnet: Any) -> torch.Tensor:
+        more = {}
+        if controlnet is not None:
+            down, mid = controlnet(x_torch, 500, controlnet_cond=hint, **how)
+            more = {"down_block_additional_residuals": down, "mid_block_additional_residual": mid}
+        return last(network(x_torch, 500, **how, **more)[0])
+
+    at = jnp.asarray(x), None if picture is None else jnp.asarray(picture)
+    compiled = (
+        [torch.compile(each) if each is not None else None for each in (theirs, their_net)] if args.compile else []
+    )
+    return Pair(
+        lambda: step(ours, net, *at), lambda: reference(theirs, their_net),
+        (lambda: reference(*compiled)) if compiled else None,
+    )  # fmt: skip
+
+
+def controlnet(args: argparse.Namespace) -> Pair:
+    """A step with guidance and a ControlNet."""
+    return unet(args, controlled=True)
+
+
+def decode(args: argparse.Namespace) -> Pair:
+    """One picture out of latents."""
+    from diffusers import AutoencoderKL as Theirs
+
+    from sfumato.models.config import from_dict
+    from sfumato.models.vae import AutoencoderKL, VAEConfig
+
+    theirs = module(Theirs, VAE, args.dtype)
+    ours = twin(AutoencoderKL, from_dict(VAEConfig, VAE | {"force_upcast": False, "scaling_factor": 1.0}), theirs)
+    x = np.random.default_rng(0).standard_normal((1, args.size, args.size, 4), np.float32)
+    run = jax.jit(lambda vae, x: vae.decode(x))
+    latents, at = first(x, args.dtype), jnp.asarray(x, args.dtype)
+    compiled = torch.compile(theirs.decode) if args.compile else None
+    return Pair(
+        lambda: run(ours, at), lambda: last(theirs.decode(latents).sample),
+        (lambda: last(compiled(latents).sample)) if compiled else None,
+    )  # fmt: skip
+
+
+def emoji(args: argparse.Namespace) -> Pair:
+    """A picture of the embedded model at its default steps, the text encoder and the decoder included."""
+    import diffusers
+
+    import sfumato
+    from sfumato.embedded import find
+
+    pipeline = diffusers.StableDiffusionPipeline.from_pretrained(
+        find("emoji").path, torch_dtype=getattr(torch, args.dtype), safety_checker=None
+    )
+    pipeline.set_progress_bar_config(disable=True)
+    model, latents = sfumato.load("emoji", dtype=args.dtype), np.random.default_rng(0).standard_normal((1, 16, 16, 8))
+    noise, prompt = latents.astype(np.float32), "red apple, noto"
+    settings = {"num_inference_steps": 30, "guidance_scale": model.guidance, "output_type": "np"}
+    at = first(noise, args.dtype)
+    return Pair(
+        lambda: sfumato.generate(model, prompt, latents=noise)[0].array[None] / np.float32(255),
+        lambda: torch.from_numpy(pipeline(prompt, latents=at, **settings).images),
+    )
+
+
+CASES = {"unet": unet, "controlnet": controlnet, "decode": decode, "emoji": emoji}
+
+
+def timed(call: Callable[[], Any]) -> float:
+    began = time.perf_counter()
+    jax.block_until_ready(call())
+    return time.perf_counter() - began
+
+
+def compare(pair: Pair, runs: int) -> dict[str, Any]:
+    """Medians in seconds, the spread, the ratio, and how far the results are apart."""
+    sides = {name: call for name, call in dc.asdict(pair).items() if call is not None}
+    with torch.inference_mode():
+        results, begun = {}, {}
+        for name, call in sides.items():
+            begun[name] = timed(lambda: results.update({name: np.asarray(call(), np.float32)}))  # noqa: B023
+        times: dict[str, list[float]] = {name: [] for name in sides}
+        for _ in range(runs):
+            for name, call in sides.items():
+                times[name].append(timed(call))
+    medians = {name: statistics.median(each) for name, each in times.items()}
+    best = min(seconds for name, seconds in medians.items() if name != "ours")
+    off = np.abs(results["ours"] - results["theirs"]).max() / results["theirs"].std()
+    return {
+        "ratio": medians["ours"] / best, "off": float(off), **{f"{name}, s": each for name, each in medians.items()},
+        "spread": {name: [min(each), max(each)] for name, each in times.items()}, "first": begun,
+    }  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("case", choices=CASES)
+    parser.add_argument("--family", choices=UNETS, default="sd15")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="bfloat16")
+    parser.add_argument("--size", type=int, default=64, help="of the latents")
+    parser.add_argument("--runs", type=int, default=5)
+    parser.add_argument("--compile", action="store_true")
+    args = parser.parse_args()
+    found = compare(CASES[args.case](args), args.runs)
+    what = f"{args.case} {args.family if args.case != 'emoji' else ''} {args.dtype}"
+    print(f"{what:32} {found['ratio']:.2f} x torch: {found['ours, s']:.2f} s; results {found['off']:.1e} apart")
+    print(json.dumps({**vars(args), "cores": os.cpu_count(), **found}))
+
+
+if __name__ == "__main__":
+    main()

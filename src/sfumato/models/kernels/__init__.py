@@ -1,0 +1,15 @@
+"""The numerical kernels, chosen in this one place; the layers receive them as arguments.
+
+Every kernel accumulates in float32 whatever it is fed and returns the type it was given: half-precision sums of
+thousands of terms lose the picture, and on CPU the float32-accumulating bfloat16 product is also the faster one. Which
+form a convolution takes is chosen in `convolution.form`, by backend, type and shape; benchmarks/NOTES.md has the
+measurements behind it.
+"""
+
+from sfumato.models.kernels.attention import attention, attention_map, weigh
+from sfumato.models.kernels.blocks import in_blocks
+from sfumato.models.kernels.convolution import conv_general_dilated
+from sfumato.models.kernels.normalization import group_norm
+from sfumato.models.kernels.products import dot_general
+
+__all__ = ["attention", "attention_map", "conv_general_dilated", "dot_general", "group_norm", "in_blocks", "weigh"]

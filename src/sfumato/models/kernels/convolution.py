@@ -1,0 +1,128 @@
+"""Convolutions: which form they take, and the forms."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jaxtyping import Array, Float
+
+from sfumato.models.kernels import winograd
+from sfumato.models.kernels.products import dot_general
+
+LAST = lax.ConvDimensionNumbers((0, 3, 1, 2), (3, 2, 0, 1), (0, 3, 1, 2))
+"""Channels last, kernels as HWIO."""
+
+CHANNELS, PLACES = 96, 1024
+"""From how many channels, and places of all pictures, on it pays to change the basis."""
+
+Convolution = Callable[[Float[Array, "B H W I"], Float[Array, "3 3 I O"]], Float[Array, "B h w O"]]
+
+Strides = tuple[int, ...]
+Pads = tuple[tuple[int, ...], ...]
+SAME: Pads = ((1, 1), (1, 1))
+"""Keeps the size of a convolution of 3 x 3."""
+
+TILED: Mapping[str, Convolution] = {
+    "float32": functools.partial(winograd.convolve, form=winograd.F4),
+    "bfloat16": functools.partial(winograd.convolve, form=winograd.F2),
+}
+"""By type: larger tiles lose too much in bfloat16."""
+
+
+def conv_general_dilated(lhs: Array, rhs: Array, window_strides: Sequence[int], padding: Any, **kwargs: Any) -> Array:
+    """`jax.lax.conv_general_dilated`; the type of `lhs` is kept.
+
+    Those of 1 x 1 are products of matrices; on a processor those of 3 x 3 may take another form.
+    """
+    if _simple(rhs, kwargs) and not isinstance(padding, str):
+        stride, pads = tuple(window_strides), tuple(tuple(pair) for pair in padding)
+        if rhs.shape[:2] == (1, 1) and stride == (1, 1) and pads == ((0, 0), (0, 0)):
+            return dot_general(lhs, rhs[0, 0], (((3,), (0,)), ((), ())))
+        other = form(lhs.shape, rhs.shape, lhs.dtype, stride, pads)
+        if other is not None:
+            return _on_processor(other, stride, pads)(lhs, rhs.astype(lhs.dtype))
+    return lax.conv_general_dilated(lhs, rhs, window_strides, padding, **kwargs).astype(lhs.dtype)
+
+
+def form(
+    x: Sequence[int], kernel: Sequence[int], dtype: Any, stride: Strides = (1, 1), pads: Pads = SAME
+) -> Convolution | None:
+    """What to compute a convolution of these shapes by on a processor, None for the backend's own."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.size > 1 and not mesh.manual_axes:
+        return None  # the blocks are a loop, which a mesh cannot divide
+    name = np.dtype(dtype).name
+    if name not in TILED or tuple(kernel[:2]) != (3, 3) or min(kernel[2:]) < CHANNELS:
+        return None
+    if stride != (1, 1) or pads != SAME:
+        return _strided(stride, pads)
+    return taps if math.prod(x[:3]) < PLACES else TILED[name]
+
+
+@functools.cache
+def _strided(stride: Strides, pads: Pads) -> Convolution:
+    return functools.partial(taps, stride=stride, pads=pads)
+
+
+def taps(
+    x: Float[Array, "B H W I"], kernel: Float[Array, "3 3 I O"], stride: Strides = (1, 1), pads: Pads = SAME
+) -> Float[Array, "B h w O"]:
+    """A convolution as one product of matrices: each place beside its eight neighbours."""
+    padded = jnp.pad(x, ((0, 0), *pads, (0, 0)))
+    height, width = ((padded.shape[1 + axis] - 3) // stride[axis] + 1 for axis in (0, 1))
+
+    def shifted(row: int, column: int) -> Array:
+        rows = padded[:, row : row + (height - 1) * stride[0] + 1 : stride[0]]
+        return rows[:, :, column : column + (width - 1) * stride[1] + 1 : stride[1]]
+
+    around = jnp.concatenate([shifted(row, column) for row in range(3) for column in range(3)], axis=-1)
+    rows = around.reshape(-1, around.shape[-1])
+    out = jnp.dot(rows, kernel.reshape(rows.shape[1], -1), preferred_element_type=jnp.float32)
+    return out.reshape(len(x), height, width, -1).astype(x.dtype)
+
+
+def native(
+    x: Float[Array, "B H W I"], kernel: Float[Array, "3 3 I O"], stride: Strides = (1, 1), pads: Pads = SAME
+) -> Float[Array, "B h w O"]:
+    """The same by the backend's own."""
+    return lax.conv_general_dilated(x, kernel, stride, pads, dimension_numbers=LAST)
+
+
+def _simple(kernel: Array, settings: Mapping[str, Any]) -> bool:
+    """Whether it is a convolution of a channel-last picture without dilation and groups."""
+    spread = {*(settings.get("lhs_dilation") or ()), *(settings.get("rhs_dilation") or ())}
+    groups = settings.get("feature_group_count", 1)
+    return kernel.ndim == 4 and spread <= {1} and groups == 1 and settings.get("dimension_numbers") == LAST
+
+
+@functools.cache
+def _on_processor(other: Convolution, stride: Strides, pads: Pads) -> Convolution:
+    """`other` on a processor and the backend's own elsewhere, with the gradients that suit them."""
+    own = functools.partial(native, stride=stride, pads=pads)
+
+    @jax.custom_vjp
+    def convolve(x: Array, kernel: Array) -> Array:
+        return lax.platform_dependent(x, kernel, cpu=other, default=own)
+
+    def forward(x: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
+        return convolve(x, kernel), (x, kernel)
+
+    def backward(saved: tuple[Array, Array], gradient: Array) -> tuple[Array, Array]:
+        x, kernel = saved
+        by_x, by_kernel = jax.vjp(own, x, kernel)[1](gradient)
+        if stride == (1, 1) and pads == SAME:
+            # The gradient by the input is a convolution, too, with the kernel turned round.
+            by_x = conv_general_dilated(
+                gradient, kernel[::-1, ::-1].swapaxes(2, 3), stride, pads, dimension_numbers=LAST
+            )
+        return by_x, by_kernel
+
+    convolve.defvjp(forward, backward)
+    return convolve

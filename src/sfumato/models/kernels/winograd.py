@@ -1,0 +1,130 @@
+"""Convolutions of 3 x 3 by Winograd's minimal filtering (arXiv:1509.09308): fewer multiplications, in ordinary products
+of matrices, which is what a processor is fastest at.
+
+A tile of m x m results is made of (m + 2) x (m + 2) values. Tiles and kernel are brought into another basis, multiplied
+there value by value (for all channels: (m + 2)^2 products of matrices), and brought back. m = 2 needs 4 multiplications
+a result instead of 9, m = 4 needs 2.25, but its basis has larger numbers: in bfloat16 it loses a digit and a half.
+"""
+
+from __future__ import annotations
+
+import dataclasses as dc
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jaxtyping import Array, Float
+
+Matrix = tuple[tuple[float, ...], ...]
+Parts = Any
+"""Arrays of one shape: a list of them, or one array of them all, stacked."""
+
+
+@dc.dataclass(frozen=True)
+class Form:
+    """How a tile is computed."""
+
+    m: int
+    """Results of a tile along each axis."""
+    data: Matrix
+    """What a tile of values is multiplied by from both sides (eq. 6: B^T)."""
+    kernel: Matrix
+    """The same for the kernel (G)."""
+    back: Matrix
+    """The same for the products (A^T)."""
+    sums: bool
+    """Change the basis by sums of few parts, and multiply matrix by matrix; otherwise do each as one large product:
+    with 36 parts the sums take longer than they save."""
+    block: int
+    """About how many values, of all channels, are handled at once, so that they stay in the cache."""
+
+
+F2 = Form(
+    2,
+    ((1, 0, -1, 0), (0, 1, 1, 0), (0, -1, 1, 0), (0, 1, 0, -1)),
+    ((1, 0, 0), (1 / 2, 1 / 2, 1 / 2), (1 / 2, -1 / 2, 1 / 2), (0, 0, 1)),
+    ((1, 1, 1, 0), (0, 1, -1, -1)),
+    sums=True, block=2**19,
+)  # fmt: skip
+"""Four multiplications a result (section 4.1)."""
+
+F4 = Form(
+    4,
+    ((4, 0, -5, 0, 1, 0), (0, -4, -4, 1, 1, 0), (0, 4, -4, -1, 1, 0),
+     (0, -2, -1, 2, 1, 0), (0, 2, -1, -2, 1, 0), (0, 4, 0, -5, 0, 1)),
+    ((1 / 4, 0, 0), (-1 / 6, -1 / 6, -1 / 6), (-1 / 6, 1 / 6, -1 / 6),
+     (1 / 24, 1 / 12, 1 / 6), (1 / 24, -1 / 12, 1 / 6), (0, 0, 1)),
+    ((1, 1, 1, 1, 1, 0), (0, 1, -1, 2, -2, 0), (0, 1, 1, 4, 4, 0), (0, 1, -1, 8, -8, 1)),
+    sums=False, block=2**16,
+)  # fmt: skip
+"""Two and a quarter (section 4.2)."""
+
+
+def convolve(
+    x: Float[Array, "B H W I"], kernel: Float[Array, "3 3 I O"], form: Form
+) -> Float[Array, "B H W O"]:  # fmt: skip
+    """The convolution with a padding of 1, block by block of tiles."""
+    (batch, height, width, channels), m = x.shape, form.m
+    across, down = -(-width // m), -(-height // m)
+    tiles = max(form.block // channels, 1)
+    blocks = -(-down // max(1, min(down, tiles // across)))
+    rows = -(-down // blocks)
+    several = _divisor(batch, tiles // (down * across)) if blocks == 1 else 1
+    right, below = across * m + 1 - width, blocks * rows * m + 1 - height
+    padded = jnp.pad(x, ((0, 0), (1, below), (1, right), (0, 0)))
+    moved = _narrow(changed(form.kernel, [list(row) for row in kernel], form.sums), x.dtype)
+
+    def block(number: Array) -> Float[Array, "P h w O"]:
+        at = (number // blocks * several, number % blocks * (rows * m), 0, 0)
+        part = lax.dynamic_slice(padded, at, (several, rows * m + 2, *padded.shape[2:]))
+        lines = [part[:, i : i + (rows - 1) * m + 1 : m] for i in range(m + 2)]
+        grid = [[line[:, :, i : i + (across - 1) * m + 1 : m].reshape(-1, channels) for i in range(m + 2)]
+                for line in lines]  # fmt: skip
+        products = multiplied(_narrow(changed(form.data, grid, form.sums), x.dtype), moved)
+        found = changed(form.back, [products[i * (m + 2) :][: m + 2] for i in range(m + 2)], form.sums)
+        made = jnp.stack([each.astype(x.dtype).reshape(several, rows, across, -1) for each in found])
+        made = made.reshape(m, m, several, rows, across, -1).transpose(2, 3, 0, 4, 1, 5)
+        return made.reshape(several, rows * m, across * m, -1)
+
+    count = batch // several * blocks
+    out = lax.map(block, jnp.arange(count)) if count > 1 else block(jnp.asarray(0))[None]
+    out = out.reshape(batch // several, blocks, several, rows * m, across * m, -1).swapaxes(1, 2)
+    return out.reshape(batch, blocks * rows * m, across * m, -1)[:, :height, :width]
+
+
+def changed(matrix: Matrix, grid: Sequence[Parts], sums: bool) -> Parts:
+    """`matrix` grid `matrix`^T for a square grid of arrays, float32, line by line."""
+    if not sums:
+        parts = jnp.stack([part for line in grid for part in line]).astype(jnp.float32)
+        both = np.kron(np.array(matrix), np.array(matrix)).astype(np.float32)
+        return jnp.dot(both, parts.reshape(len(parts), -1)).reshape(-1, *parts.shape[1:])
+    wide = [[part.astype(jnp.float32) for part in line] for line in grid]
+    lines = [[combined(row, column) for column in zip(*wide, strict=True)] for row in matrix]
+    return [combined(row, line) for line in lines for row in matrix]
+
+
+def multiplied(some: Parts, others: Parts) -> Parts:
+    """The products [T, O] of matrices [T, I] and [I, O], pair by pair, float32: one by one, or stacked at once."""
+    if isinstance(some, list):
+        return [
+            jnp.dot(one, other, preferred_element_type=jnp.float32) for one, other in zip(some, others, strict=True)
+        ]
+    return lax.dot_general(some, others, (((2,), (1,)), ((0,), (0,))), preferred_element_type=jnp.float32)
+
+
+def combined(row: Sequence[float], parts: Sequence[Array]) -> Array:
+    """The sum of the parts, each times its factor; factors of 0 and 1 cost nothing."""
+    terms = [part if factor == 1 else factor * part for factor, part in zip(row, parts, strict=True) if factor]
+    return functools.reduce(jnp.add, terms)
+
+
+def _narrow(parts: Parts, dtype: jnp.dtype) -> Parts:
+    return [part.astype(dtype) for part in parts] if isinstance(parts, list) else parts.astype(dtype)
+
+
+def _divisor(number: int, most: int) -> int:
+    """The largest divisor of a number that is not above `most`, or 1."""
+    return next((each for each in range(min(number, max(most, 1)), 0, -1) if number % each == 0), 1)

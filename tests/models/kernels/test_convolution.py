@@ -1,0 +1,115 @@
+"""Every form of a convolution is the convolution."""
+
+from __future__ import annotations
+
+import dataclasses as dc
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sfumato.models.kernels import convolution, winograd
+from sfumato.models.kernels.convolution import LAST, conv_general_dilated, form, native, taps
+
+FORMS = {"taps": taps} | {
+    f"F{each.m}, {block}": functools.partial(winograd.convolve, form=dc.replace(each, block=block))
+    for each in (winograd.F2, winograd.F4)
+    for block in (2**7, 2**16)  # many blocks of tiles; several pictures a block
+}
+SHAPES = [(1, 8, 8, 5, 7), (2, 7, 9, 3, 4), (3, 1, 1, 2, 2), (1, 5, 2, 4, 3), (4, 6, 6, 16, 8), (6, 16, 16, 3, 2)]
+BOUNDS = {"float32": 1e-4, "bfloat16": 4e-2}
+
+
+def example(shape, dtype="float32"):
+    batch, height, width, inputs, outputs = shape
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((batch, height, width, inputs))
+    kernel = rng.standard_normal((3, 3, inputs, outputs)) * (9 * inputs) ** -0.5
+    return jnp.asarray(x, dtype), jnp.asarray(kernel, dtype)
+
+
+def gap(found, wanted):
+    found, wanted = (np.asarray(each, np.float32) for each in (found, wanted))
+    return np.abs(found - wanted).max() / wanted.std()
+
+
+@pytest.mark.parametrize("name", FORMS)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_a_form_is_the_convolution(name, shape):
+    x, kernel = example(shape)
+    found = FORMS[name](x, kernel)
+    assert found.dtype == x.dtype
+    assert gap(found, native(x, kernel)) < BOUNDS["float32"]
+
+
+@pytest.mark.parametrize("dtype", BOUNDS)
+@pytest.mark.parametrize("places", [(1, 8, 8), (1, 32, 32), (2, 33, 31)], ids=str)
+def test_what_a_processor_computes_and_its_gradients(dtype, places):
+    """Against the backend's own in float32, whose gradients are those of the other form's, too."""
+    x, kernel = example((*places, 96, 128), dtype)
+    assert form(x.shape, kernel.shape, x.dtype) is not None
+
+    def ours(x, kernel):
+        return conv_general_dilated(x, kernel, (1, 1), [(1, 1), (1, 1)], dimension_numbers=LAST)
+
+    out, back = jax.vjp(ours, x, kernel)
+    wide = x.astype(jnp.float32), kernel.astype(jnp.float32)
+    wanted, back_wanted = jax.vjp(native, *wide)
+    assert out.dtype == x.dtype
+    assert gap(out, wanted) < BOUNDS[dtype]
+    gradient = jnp.cos(jnp.arange(out.size).reshape(out.shape)).astype(dtype)
+    for found, expected in zip(back(gradient), back_wanted(gradient.astype(jnp.float32)), strict=True):
+        assert found.dtype == x.dtype
+        assert gap(found, expected) < BOUNDS[dtype]
+
+
+STRIDED = [((2, 2), [(1, 1), (1, 1)]), ((2, 2), [(0, 1), (0, 1)]), ((1, 2), [(1, 1), (0, 0)])]
+
+
+@pytest.mark.parametrize(("strides", "padding"), STRIDED, ids=str)
+@pytest.mark.parametrize("size", [(8, 8), (9, 6)], ids=str)
+def test_strides_and_their_gradients(strides, padding, size):
+    x, kernel = example((2, *size, 96, 97))
+    settings = {"dimension_numbers": LAST}
+    out, back = jax.vjp(lambda *both: conv_general_dilated(*both, strides, padding, **settings), x, kernel)
+    wanted, own = jax.vjp(lambda *both: jax.lax.conv_general_dilated(*both, strides, padding, **settings), x, kernel)
+    for found, expected in zip((out, *back(out)), (wanted, *own(out)), strict=True):
+        assert gap(found, expected) < BOUNDS["float32"]
+
+
+def test_one_place_is_a_product_of_matrices():
+    x, kernel = example((2, 5, 6, 4, 3))
+    program = jax.make_jaxpr(lambda x, kernel: point(x, kernel))(x, kernel[:1, :1])
+    assert "dot_general" in str(program)
+    assert "conv" not in str(program)
+    wanted = jax.lax.conv_general_dilated(x, kernel[:1, :1], (1, 1), "VALID", dimension_numbers=LAST)
+    np.testing.assert_allclose(point(x, kernel[:1, :1]), wanted, atol=1e-6)
+
+
+def point(x, kernel):
+    return conv_general_dilated(x, kernel, (1, 1), [(0, 0), (0, 0)], dimension_numbers=LAST)
+
+
+def test_what_takes_which_form():
+    """Few channels, other kernels, other types, and anything that a mesh divides, are left to the backend."""
+    assert form((2, 64, 64, 320), (3, 3, 320, 320), jnp.bfloat16) is convolution.TILED["bfloat16"]
+    assert form((2, 8, 8, 1280), (3, 3, 1280, 1280), jnp.bfloat16) is taps
+    assert form((2, 64, 64, 4), (3, 3, 4, 320), jnp.float32) is None
+    assert form((2, 64, 64, 320), (5, 5, 320, 320), jnp.float32) is None
+    assert form((2, 64, 64, 320), (3, 3, 320, 320), jnp.float16) is None
+    with jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((2,), ("data",))):
+        assert form((2, 64, 64, 320), (3, 3, 320, 320), jnp.float32) is None
+
+
+def test_elsewhere_it_is_the_backends_own():
+    """The program for another kind of device has the convolution as it was asked for."""
+    x, kernel = example((1, 32, 32, 96, 96))
+
+    def call(x, kernel):
+        return conv_general_dilated(x, kernel, (1, 1), [(1, 1), (1, 1)], dimension_numbers=LAST)
+
+    for platform, own in (("cuda", True), ("tpu", True), ("cpu", False)):
+        text = jax.export.export(jax.jit(call), platforms=[platform])(x, kernel).mlir_module()
+        assert ("stablehlo.convolution" in text) == own, platform
