@@ -12,10 +12,10 @@ from typing import Annotated, Any
 import typer
 
 from sfumato.cli.adapters import EmbeddingOption, LoraOption, adapted, parse_lora
+from sfumato.cli.size import parsed_size
 from sfumato.cli.status import INTERRUPTED
 from sfumato.embedded import DEFAULT, controlnet_for
 from sfumato.errors import SfumatoError
-from sfumato.sizes import parse_size
 
 PLAIN = ("none", "image")
 """In place of an annotator: the picture is a control picture already."""
@@ -71,7 +71,7 @@ def generate(
         adapters = [parse_lora(text) for text in lora or ()], list(embedding or ())
         _check(out, sampler, seed, count, steps, batch, guidance, rescale, image, strength, mask, grid)
         settings: dict[str, Any] = {
-            "negative": negative, "sampler": sampler, "steps": steps, "size": _size(size), "count": count,
+            "negative": negative, "sampler": sampler, "steps": steps, "size": parsed_size(size), "count": count,
             "seed": seed, "clip_skip": clip_skip, "weights": not literal, "batch": batch,
         }  # fmt: skip
         if image is not None and mask is None:
@@ -229,13 +229,3 @@ def _check_place(out: Path, count: int, grid: bool, seed: int) -> None:
         folder = next(folder for folder in name.absolute().parents if folder.exists())
         if name.is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK):
             raise SfumatoError(f"{name} cannot be written; name a file in a folder that can.")
-
-
-def _size(text: str | None) -> tuple[int, int] | None:
-    """Width and height. Raises SfumatoError for what is none."""
-    if text is None:
-        return None
-    size = parse_size(text)
-    if size is None:
-        raise SfumatoError(f"--size takes WIDTHxHEIGHT in pixels, such as 768x512, not {text!r}.")
-    return size

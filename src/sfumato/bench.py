@@ -1,0 +1,136 @@
+"""How fast a model draws on this machine."""
+
+from __future__ import annotations
+
+import dataclasses as dc
+import os
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+
+import sfumato
+from sfumato.errors import SfumatoError
+from sfumato.plan import size_of
+from sfumato.run import decode, tiling
+from sfumato.version import __version__
+
+PROMPT = "a red apple on a table"
+
+
+@dc.dataclass(frozen=True)
+class Times:
+    """Seconds of several runs of the same."""
+
+    each: tuple[float, ...]
+
+    @property
+    def median(self) -> float:
+        """The one in the middle."""
+        return statistics.median(self.each)
+
+
+@dc.dataclass(frozen=True)
+class Figures:
+    """What `bench` found."""
+
+    machine: Mapping[str, Any]
+    program: Mapping[str, Any]
+    load: float
+    """Seconds."""
+    first: float
+    """Seconds of the first picture, compiling (or reading what was compiled before) included."""
+    whole: Times
+    """Seconds of all pictures of a run, text encoder and autoencoder included."""
+    sampled: Times
+    """The same without the autoencoder."""
+    decoded: Times
+    """The autoencoder alone."""
+    memory: Mapping[str, int]
+    """The most bytes in use: of the process, and of each device that counts its own."""
+
+    def record(self) -> dict[str, Any]:
+        """All of it as plain data; of times the median, the least and the most."""
+        found = dc.asdict(self)
+        for name in ("whole", "sampled", "decoded"):
+            times = getattr(self, name)
+            found[name] = {"median": times.median, "least": min(times.each), "most": max(times.each)}
+        return found
+
+
+def bench(
+    source: str, *, steps: int = 30, size: tuple[int, int] | None = None, count: int = 1, runs: int = 5,
+    dtype: str | None = None,
+) -> Figures:  # fmt: skip
+    """Loads the model `source`, draws `count` pictures at once with its own guidance, and that `runs` times more.
+
+    Raises SfumatoError for fewer than 1 run, and for what `sfumato.generate` would not take.
+    """
+    if runs < 1:
+        raise SfumatoError(f"runs must be a whole number from 1 on, not {runs}.")
+    model, load = timed(lambda: sfumato.load(source, dtype=dtype))
+    width, height = size_of(model, size)
+
+    def draw(output: str, seed: int) -> Any:
+        made = sfumato.generate(model, PROMPT, steps=steps, size=(width, height), count=count, seed=seed, output=output)
+        return made if output == "latents" else made[-1].array
+
+    first = timed(lambda: draw("images", 0))[1]
+    latents = draw("latents", 0)
+    tiled = tiling(latents.shape[1:], None)
+    times: dict[str, list[float]] = {"whole": [], "sampled": [], "decoded": []}
+    decode(model.vae, latents, tiled).block_until_ready()
+    for seed in range(1, runs + 1):
+        times["whole"].append(timed(lambda seed=seed: draw("images", seed))[1])
+        times["sampled"].append(timed(lambda seed=seed: draw("latents", seed))[1])
+        times["decoded"].append(timed(lambda: decode(model.vae, latents, tiled))[1])
+    program = {
+        "model": model.name or source, "family": str(model.family), "dtype": model.dtype, "size": [width, height],
+        "steps": steps, "pictures": count, "guidance": model.guidance, "runs": runs,
+    }  # fmt: skip
+    spread = {name: Times(tuple(each)) for name, each in times.items()}
+    return Figures(machine(), program, load, first, memory=memory(), **spread)
+
+
+def timed(call: Callable[[], Any]) -> tuple[Any, float]:
+    """What it gives, when it is there, and after how many seconds."""
+    began = time.perf_counter()
+    made = jax.block_until_ready(call())
+    return made, time.perf_counter() - began
+
+
+def machine() -> dict[str, Any]:
+    """The processor, the devices, the versions."""
+    return {
+        "processor": _processor(), "cores": len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count(),
+        "devices": [f"{device.platform}: {device.device_kind}" for device in jax.devices()],
+        "python": platform.python_version(), "jax": jax.__version__, "sfumato": __version__,
+    }  # fmt: skip
+
+
+def _processor() -> str:
+    """Its name, as far as the system tells."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.is_file() else []
+    named = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return named[0] if named else platform.processor() or platform.machine()
+
+
+def memory() -> dict[str, int]:
+    """The most bytes that this process has had, and those of devices with memory of their own."""
+    found: dict[str, int] = {}
+    if sys.platform != "win32":  # Windows has no such module
+        import resource
+
+        most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        found["process"] = most if sys.platform == "darwin" else most * 1024
+    for device in jax.devices():
+        stats = device.memory_stats() or {}
+        if "peak_bytes_in_use" in stats:
+            found[str(device)] = stats["peak_bytes_in_use"]
+    return found

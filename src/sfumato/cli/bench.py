@@ -1,0 +1,53 @@
+"""`sfumato bench`: how fast a model draws on this machine."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from sfumato.cli.size import parsed_size
+from sfumato.embedded import DEFAULT
+
+if TYPE_CHECKING:
+    from sfumato.bench import Figures
+
+
+def bench(
+    model: Annotated[str, typer.Option("-m", "--model", help="A folder, a single-file checkpoint, a hub id, or one of "
+                                       "`sfumato models`.")] = DEFAULT,
+    steps: Annotated[int, typer.Option(help="Evaluations of the network.")] = 30,
+    size: Annotated[str | None, typer.Option(metavar="WxH", help="Such as 768x512; the model's own.")] = None,
+    count: Annotated[int, typer.Option("-n", "--count", help="How many pictures at once.")] = 1,
+    runs: Annotated[int, typer.Option(help="How many times.")] = 5,
+    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16.")] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:  # fmt: skip
+    """Measure how long a model takes on this machine; compare only what was measured on one."""
+    from json import dumps
+
+    from sfumato.bench import bench as measure
+
+    figures = measure(model, steps=steps, size=parsed_size(size), count=count, runs=runs, dtype=dtype)
+    typer.echo(dumps(figures.record(), indent=2) if json else table(figures))
+
+
+def table(figures: Figures) -> str:
+    """The figures for people."""
+    machine, program = figures.machine, figures.program
+    pictures = f"{program['pictures']} picture{'s' * (program['pictures'] != 1)}"
+    lines = [
+        f"{machine['processor']}, {machine['cores']} cores; {', '.join(machine['devices'])}",
+        f"sfumato {machine['sfumato']}, jax {machine['jax']}, Python {machine['python']}",
+        f"{program['model']} ({program['family']}), {program['dtype']}, {pictures} of "
+        f"{program['size'][0]}x{program['size'][1]}, {program['steps']} steps, guidance {program['guidance']:g}",
+        "",
+        f"{'load':24}{figures.load:8.3f} s",
+        f"{'first run, compiling':24}{figures.first:8.3f} s",
+    ]
+    for name, times in (("run", figures.whole), ("without autoencoder", figures.sampled), ("decode", figures.decoded)):
+        lines.append(f"{name:24}{times.median:8.3f} s  ({min(times.each):.3f} to {max(times.each):.3f})")
+    lines.append(f"{'step':24}{figures.sampled.median / program['steps']:8.3f} s")
+    lines.append(f"{'pictures a second':24}{program['pictures'] / figures.whole.median:8.3f}")
+    lines += [f"{f'memory, {name}':24}{size / 2**30:8.2f} GiB" for name, size in figures.memory.items()]
+    return "\n".join(lines)
