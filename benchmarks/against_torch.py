@@ -1,6 +1,7 @@
 """Seconds and results of sfumato against diffusers on torch, turn by turn in one process.
 
     python benchmarks/against_torch.py unet [--family sd15|sdxl] [--dtype bfloat16] [--size 64] [--runs 5] [--compile]
+    python benchmarks/against_torch.py unet --peak
 
 Both have the same random weights and the same inputs, so that the results are compared, too: the difference is given in
 parts of the deviation of what torch computes in float32's place. torch runs in channels_last; with --compile it is also
@@ -10,12 +11,18 @@ compiled, and the better of the two counts. Prints medians, the spread, and the 
 from __future__ import annotations
 
 import argparse
+import ctypes
 import dataclasses as dc
+import gc
 import json
 import os
 import statistics
+import subprocess
+import sys
+import tempfile
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -163,6 +170,25 @@ def decode(args: argparse.Namespace) -> Pair:
     )  # fmt: skip
 
 
+def generate(args: argparse.Namespace) -> Pair:
+    """A whole run of 20 steps at SD 1.5's size, from the prompt to the picture."""
+    import diffusers
+    from load import make
+
+    import sfumato
+
+    with tempfile.TemporaryDirectory() as folder:
+        make(Path(folder), args.dtype)
+        pipeline = diffusers.StableDiffusionPipeline.from_pretrained(
+            folder, torch_dtype=getattr(torch, args.dtype), safety_checker=None
+        )
+        model = sfumato.load(folder, dtype=args.dtype)
+        jax.block_until_ready((model.unet, model.vae))
+    for part in (pipeline.unet, pipeline.vae):
+        part.to(memory_format=torch.channels_last)
+    return pipelines(pipeline, model, args, steps=20, size=8 * args.size, channels=4)
+
+
 def emoji(args: argparse.Namespace) -> Pair:
     """A picture of the embedded model at its default steps, the text encoder and the decoder included."""
     import diffusers
@@ -173,18 +199,30 @@ def emoji(args: argparse.Namespace) -> Pair:
     pipeline = diffusers.StableDiffusionPipeline.from_pretrained(
         find("emoji").path, torch_dtype=getattr(torch, args.dtype), safety_checker=None
     )
+    return pipelines(pipeline, sfumato.load("emoji", dtype=args.dtype), args, steps=30, size=128, channels=8)
+
+
+def pipelines(pipeline: Any, model: Any, args: argparse.Namespace, steps: int, size: int, channels: int) -> Pair:
+    """Both draw the same prompt from the same noise, with the model's own guidance."""
+    import sfumato
+
     pipeline.set_progress_bar_config(disable=True)
-    model, latents = sfumato.load("emoji", dtype=args.dtype), np.random.default_rng(0).standard_normal((1, 16, 16, 8))
-    noise, prompt = latents.astype(np.float32), "red apple, noto"
-    settings = {"num_inference_steps": 30, "guidance_scale": model.guidance, "output_type": "np"}
+    shape = (1, size // model.vae.factor, size // model.vae.factor, channels)
+    noise, prompt = np.random.default_rng(0).standard_normal(shape, np.float32), "red apple, noto"
+    settings = {"num_inference_steps": steps, "guidance_scale": model.guidance, "output_type": "np"}
     at = first(noise, args.dtype)
     return Pair(
-        lambda: sfumato.generate(model, prompt, latents=noise)[0].array[None] / np.float32(255),
-        lambda: torch.from_numpy(pipeline(prompt, latents=at, **settings).images),
+        lambda: sfumato.generate(model, prompt, latents=noise, steps=steps, size=(size, size))[0].array[None] / 255.0,
+        lambda: torch.from_numpy(
+            pipeline(prompt, latents=at, height=size, width=size, **settings).images.astype(np.float32)
+        ),
     )
 
 
-CASES = {"unet": unet, "controlnet": controlnet, "decode": decode, "emoji": emoji}
+PAUSE = 1.0
+"""Seconds between two runs: the threads of the side that has just worked go on waiting for more on their cores."""
+
+CASES = {"unet": unet, "controlnet": controlnet, "decode": decode, "generate": generate, "emoji": emoji}
 
 
 def timed(call: Callable[[], Any]) -> float:
@@ -203,6 +241,7 @@ def compare(pair: Pair, runs: int) -> dict[str, Any]:
         times: dict[str, list[float]] = {name: [] for name in sides}
         for _ in range(runs):
             for name, call in sides.items():
+                time.sleep(PAUSE)
                 times[name].append(timed(call))
     medians = {name: statistics.median(each) for name, each in times.items()}
     best = min(seconds for name, seconds in medians.items() if name != "ours")
@@ -213,6 +252,30 @@ def compare(pair: Pair, runs: int) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def peak(pair: Pair, side: str) -> int:
+    """The most bytes of memory that this process has while one side works, the other's weights given back (Linux)."""
+    call = getattr(pair, side)
+    del pair
+    with torch.inference_mode():
+        jax.block_until_ready(call())  # compiles
+        gc.collect()
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
+        Path("/proc/self/clear_refs").write_text("5")  # forgets the peak so far
+        jax.block_until_ready(call())
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
+
+
+def peaks() -> dict[str, int]:
+    """`peak` of each side, in a process of its own: this command again."""
+    found = {}
+    for side in ("ours", "theirs"):
+        words = [sys.executable, *sys.argv, "--side", side]
+        done = subprocess.run(words, check=True, capture_output=True, text=True)
+        found[side] = json.loads(done.stdout.splitlines()[-1])["peak"]
+    return found
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("case", choices=CASES)
@@ -221,7 +284,17 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=64, help="of the latents")
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--peak", action="store_true", help="the peak of memory instead of seconds")
+    parser.add_argument("--side", choices=("ours", "theirs"), help=argparse.SUPPRESS)
     args = parser.parse_args()
+    if args.side:
+        print(json.dumps({"peak": peak(CASES[args.case](args), args.side)}))
+        return
+    if args.peak:
+        found = peaks()
+        print(f"{args.case} {args.dtype}: {found['ours'] / found['theirs']:.2f} x torch's peak of memory")
+        print(json.dumps({**vars(args), **found}))
+        return
     found = compare(CASES[args.case](args), args.runs)
     what = f"{args.case} {args.family if args.case != 'emoji' else ''} {args.dtype}"
     print(f"{what:32} {found['ratio']:.2f} x torch: {found['ours, s']:.2f} s; results {found['off']:.1e} apart")

@@ -94,7 +94,7 @@ def point(x, kernel):
 
 def test_what_takes_which_form():
     """Few channels, other kernels, other types, and anything that a mesh divides, are left to the backend."""
-    assert form((2, 64, 64, 320), (3, 3, 320, 320), jnp.bfloat16) is convolution.TILED["bfloat16"]
+    assert form((2, 64, 64, 320), (3, 3, 320, 320), jnp.bfloat16) is convolution.FORMS["bfloat16"][0][1]
     assert form((2, 8, 8, 1280), (3, 3, 1280, 1280), jnp.bfloat16) is taps
     assert form((2, 64, 64, 4), (3, 3, 4, 320), jnp.float32) is None
     assert form((2, 64, 64, 320), (5, 5, 320, 320), jnp.float32) is None

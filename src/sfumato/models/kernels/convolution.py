@@ -19,21 +19,25 @@ from sfumato.models.kernels.products import dot_general
 LAST = lax.ConvDimensionNumbers((0, 3, 1, 2), (3, 2, 0, 1), (0, 3, 1, 2))
 """Channels last, kernels as HWIO."""
 
-CHANNELS, PLACES = 96, 1024
-"""From how many channels, and places of all pictures, on it pays to change the basis."""
+CHANNELS = 96
+"""From how many channels on another form than the backend's own pays."""
 
 Convolution = Callable[[Float[Array, "B H W I"], Float[Array, "3 3 I O"]], Float[Array, "B h w O"]]
 
 Strides = tuple[int, ...]
-Pads = tuple[tuple[int, ...], ...]
+Pads = tuple[tuple[int, int], ...]
 SAME: Pads = ((1, 1), (1, 1))
 """Keeps the size of a convolution of 3 x 3."""
 
-TILED: Mapping[str, Convolution] = {
-    "float32": functools.partial(winograd.convolve, form=winograd.F4),
-    "bfloat16": functools.partial(winograd.convolve, form=winograd.F2),
+FORMS: Mapping[str, tuple[tuple[int, Convolution], ...]] = {
+    "float32": ((1024, functools.partial(winograd.convolve, form=winograd.F4)),),
+    "bfloat16": (
+        (4096, functools.partial(winograd.convolve, form=winograd.F2)),
+        (1024, functools.partial(winograd.convolve, form=winograd.F2_FEW)),
+    ),
 }
-"""By type: larger tiles lose too much in bfloat16."""
+"""By type: from how many places of all pictures on which form is the fastest. Larger tiles are too coarse in
+bfloat16."""
 
 
 def conv_general_dilated(lhs: Array, rhs: Array, window_strides: Sequence[int], padding: Any, **kwargs: Any) -> Array:
@@ -42,7 +46,7 @@ def conv_general_dilated(lhs: Array, rhs: Array, window_strides: Sequence[int], 
     Those of 1 x 1 are products of matrices; on a processor those of 3 x 3 may take another form.
     """
     if _simple(rhs, kwargs) and not isinstance(padding, str):
-        stride, pads = tuple(window_strides), tuple(tuple(pair) for pair in padding)
+        stride, pads = tuple(window_strides), tuple((low, high) for low, high in padding)
         if rhs.shape[:2] == (1, 1) and stride == (1, 1) and pads == ((0, 0), (0, 0)):
             return dot_general(lhs, rhs[0, 0], (((3,), (0,)), ((), ())))
         other = form(lhs.shape, rhs.shape, lhs.dtype, stride, pads)
@@ -59,11 +63,11 @@ def form(
     if mesh.size > 1 and not mesh.manual_axes:
         return None  # the blocks are a loop, which a mesh cannot divide
     name = np.dtype(dtype).name
-    if name not in TILED or tuple(kernel[:2]) != (3, 3) or min(kernel[2:]) < CHANNELS:
+    if name not in FORMS or tuple(kernel[:2]) != (3, 3) or min(kernel[2:]) < CHANNELS:
         return None
     if stride != (1, 1) or pads != SAME:
         return _strided(stride, pads)
-    return taps if math.prod(x[:3]) < PLACES else TILED[name]
+    return next((form for places, form in FORMS[name] if math.prod(x[:3]) >= places), taps)
 
 
 @functools.cache

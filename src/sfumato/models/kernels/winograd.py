@@ -47,9 +47,12 @@ F2 = Form(
     ((1, 0, -1, 0), (0, 1, 1, 0), (0, -1, 1, 0), (0, 1, 0, -1)),
     ((1, 0, 0), (1 / 2, 1 / 2, 1 / 2), (1 / 2, -1 / 2, 1 / 2), (0, 0, 1)),
     ((1, 1, 1, 0), (0, 1, -1, -1)),
-    sums=True, block=2**19,
+    sums=True, block=2**18,
 )  # fmt: skip
 """Four multiplications a result (section 4.1)."""
+
+F2_FEW = dc.replace(F2, block=2**20)
+"""For few places and many channels, where the kernel is larger than the picture: it is read once."""
 
 F4 = Form(
     4,
@@ -58,7 +61,7 @@ F4 = Form(
     ((1 / 4, 0, 0), (-1 / 6, -1 / 6, -1 / 6), (-1 / 6, 1 / 6, -1 / 6),
      (1 / 24, 1 / 12, 1 / 6), (1 / 24, -1 / 12, 1 / 6), (0, 0, 1)),
     ((1, 1, 1, 1, 1, 0), (0, 1, -1, 2, -2, 0), (0, 1, 1, 4, 4, 0), (0, 1, -1, 8, -8, 1)),
-    sums=False, block=2**16,
+    sums=False, block=2**18,
 )  # fmt: skip
 """Two and a quarter (section 4.2)."""
 
@@ -75,17 +78,16 @@ def convolve(
     several = _divisor(batch, tiles // (down * across)) if blocks == 1 else 1
     right, below = across * m + 1 - width, blocks * rows * m + 1 - height
     padded = jnp.pad(x, ((0, 0), (1, below), (1, right), (0, 0)))
-    moved = _narrow(changed(form.kernel, [list(row) for row in kernel], form.sums), x.dtype)
+    moved = _narrow(changed(form.kernel, kernel.reshape(9, *kernel.shape[2:]), form.sums), x.dtype)
 
     def block(number: Array) -> Float[Array, "P h w O"]:
         at = (number // blocks * several, number % blocks * (rows * m), 0, 0)
         part = lax.dynamic_slice(padded, at, (several, rows * m + 2, *padded.shape[2:]))
         lines = [part[:, i : i + (rows - 1) * m + 1 : m] for i in range(m + 2)]
-        grid = [[line[:, :, i : i + (across - 1) * m + 1 : m].reshape(-1, channels) for i in range(m + 2)]
-                for line in lines]  # fmt: skip
+        grid = [line[:, :, i : i + (across - 1) * m + 1 : m].reshape(-1, channels)
+                for line in lines for i in range(m + 2)]  # fmt: skip
         products = multiplied(_narrow(changed(form.data, grid, form.sums), x.dtype), moved)
-        found = changed(form.back, [products[i * (m + 2) :][: m + 2] for i in range(m + 2)], form.sums)
-        made = jnp.stack([each.astype(x.dtype).reshape(several, rows, across, -1) for each in found])
+        made = _stacked(_narrow(changed(form.back, products, form.sums), x.dtype))
         made = made.reshape(m, m, several, rows, across, -1).transpose(2, 3, 0, 4, 1, 5)
         return made.reshape(several, rows * m, across * m, -1)
 
@@ -95,14 +97,15 @@ def convolve(
     return out.reshape(batch, blocks * rows * m, across * m, -1)[:, :height, :width]
 
 
-def changed(matrix: Matrix, grid: Sequence[Parts], sums: bool) -> Parts:
-    """`matrix` grid `matrix`^T for a square grid of arrays, float32, line by line."""
+def changed(matrix: Matrix, parts: Parts, sums: bool) -> Parts:
+    """`matrix` P `matrix`^T for a square P of arrays, given line by line; float32."""
     if not sums:
-        parts = jnp.stack([part for line in grid for part in line]).astype(jnp.float32)
+        stack = _stacked(parts).astype(jnp.float32)
         both = np.kron(np.array(matrix), np.array(matrix)).astype(np.float32)
-        return jnp.dot(both, parts.reshape(len(parts), -1)).reshape(-1, *parts.shape[1:])
-    wide = [[part.astype(jnp.float32) for part in line] for line in grid]
-    lines = [[combined(row, column) for column in zip(*wide, strict=True)] for row in matrix]
+        return jnp.dot(both, stack.reshape(len(stack), -1)).reshape(-1, *stack.shape[1:])
+    size = len(matrix[0])
+    columns = [[parts[size * i + j].astype(jnp.float32) for i in range(size)] for j in range(size)]
+    lines = [[combined(row, column) for column in columns] for row in matrix]
     return [combined(row, line) for line in lines for row in matrix]
 
 
@@ -119,6 +122,10 @@ def combined(row: Sequence[float], parts: Sequence[Array]) -> Array:
     """The sum of the parts, each times its factor; factors of 0 and 1 cost nothing."""
     terms = [part if factor == 1 else factor * part for factor, part in zip(row, parts, strict=True) if factor]
     return functools.reduce(jnp.add, terms)
+
+
+def _stacked(parts: Parts) -> Array:
+    return jnp.stack(parts) if isinstance(parts, list) else parts
 
 
 def _narrow(parts: Parts, dtype: jnp.dtype) -> Parts:
