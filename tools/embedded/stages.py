@@ -15,7 +15,7 @@ SIZES: Mapping[str, Mapping[str, str]] = {
     "small": {
         "nouns": "--concepts tools/art/nouns.txt", "styles": "--styles noto,twemoji,fluent-3d", "scale": "small",
         "cuts": "4500", "batch": "32", "steps": "6000", "rate": "1.3e-3",
-        "pairs": "600", "more": "3000", "less": "1e-3", "nets": "16", "net": "3400", "other": "1000",
+        "pairs": "600", "more": "3000", "less": "1e-3", "nets": "16", "net": "6800", "other": "1000",
     },
     "large": {
         "nouns": "", "styles": "", "scale": "large",
