@@ -46,8 +46,9 @@ def test_a_form_is_the_convolution(name, shape):
 
 @pytest.mark.parametrize("dtype", BOUNDS)
 @pytest.mark.parametrize("places", [(1, 8, 8), (1, 32, 32), (2, 33, 31)], ids=str)
-def test_what_a_processor_computes_and_its_gradients(dtype, places):
+def test_what_a_processor_computes_and_its_gradients(monkeypatch, dtype, places):
     """Against the backend's own in float32, whose gradients are those of the other form's, too."""
+    monkeypatch.setattr(convolution, "WEIGHTS", dict.fromkeys(BOUNDS, 0))
     x, kernel = example((*places, 96, 128), dtype)
     assert form(x.shape, kernel.shape, x.dtype) is not None
 
@@ -70,7 +71,8 @@ STRIDED = [((2, 2), [(1, 1), (1, 1)]), ((2, 2), [(0, 1), (0, 1)]), ((1, 2), [(1,
 
 @pytest.mark.parametrize(("strides", "padding"), STRIDED, ids=str)
 @pytest.mark.parametrize("size", [(8, 8), (9, 6)], ids=str)
-def test_strides_and_their_gradients(strides, padding, size):
+def test_strides_and_their_gradients(monkeypatch, strides, padding, size):
+    monkeypatch.setattr(convolution, "WEIGHTS", dict.fromkeys(BOUNDS, 0))
     x, kernel = example((2, *size, 96, 97))
     settings = {"dimension_numbers": LAST}
     out, back = jax.vjp(lambda *both: conv_general_dilated(*both, strides, padding, **settings), x, kernel)
@@ -95,7 +97,11 @@ def point(x, kernel):
 def test_what_takes_which_form():
     """Few channels, other kernels, other types, and anything that a mesh divides, are left to the backend."""
     assert form((2, 64, 64, 320), (3, 3, 320, 320), jnp.bfloat16) is convolution.FORMS["bfloat16"][0][1]
-    assert form((2, 8, 8, 1280), (3, 3, 1280, 1280), jnp.bfloat16) is taps
+    for shape, dtype in ((1280, jnp.float32), (1280, jnp.bfloat16), (192, jnp.bfloat16)):
+        found = form((2, 8, 8, shape), (3, 3, shape, shape), dtype)
+        assert isinstance(found, functools.partial)
+        assert found.func is taps
+    assert form((2, 8, 8, 192), (3, 3, 192, 192), jnp.float32) is None
     assert form((2, 64, 64, 4), (3, 3, 4, 320), jnp.float32) is None
     assert form((2, 64, 64, 320), (5, 5, 320, 320), jnp.float32) is None
     assert form((2, 64, 64, 320), (3, 3, 320, 320), jnp.float16) is None

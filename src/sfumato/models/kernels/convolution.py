@@ -39,6 +39,10 @@ FORMS: Mapping[str, tuple[tuple[int, Convolution], ...]] = {
 """By type: from how many places of all pictures on which form is the fastest. Larger tiles are too coarse in
 bfloat16."""
 
+WEIGHTS: Mapping[str, int] = {"float32": 2**20, "bfloat16": 0}
+"""By type: from how large a kernel on, in pairs of channels, `taps` are faster than the backend's own where no other
+form is."""
+
 
 def conv_general_dilated(lhs: Array, rhs: Array, window_strides: Sequence[int], padding: Any, **kwargs: Any) -> Array:
     """`jax.lax.conv_general_dilated`; the type of `lhs` is kept.
@@ -65,13 +69,15 @@ def form(
     name = np.dtype(dtype).name
     if name not in FORMS or tuple(kernel[:2]) != (3, 3) or min(kernel[2:]) < CHANNELS:
         return None
-    if stride != (1, 1) or pads != SAME:
-        return _strided(stride, pads)
-    return next((form for places, form in FORMS[name] if math.prod(x[:3]) >= places), taps)
+    if (stride, pads) == ((1, 1), SAME):
+        for places, other in FORMS[name]:
+            if math.prod(x[:3]) >= places:
+                return other
+    return _taps(stride, pads) if math.prod(kernel[2:]) >= WEIGHTS[name] else None
 
 
 @functools.cache
-def _strided(stride: Strides, pads: Pads) -> Convolution:
+def _taps(stride: Strides, pads: Pads) -> Convolution:
     return functools.partial(taps, stride=stride, pads=pads)
 
 
