@@ -61,7 +61,7 @@ def sample_rows(
     columns = dc.replace(jax.tree.map(np.asarray, dc.replace(steps, noise=None)), noise=steps.noise)
     leaves, tree = jax.tree.flatten((unet, controls, base))  # once: of a network it takes milliseconds
     for index in np.flatnonzero(columns.active):
-        step = jax.tree.map(lambda column, index=index: column[index], columns)
+        step = jax.tree.map(lambda column, index=index: column[index, ...], columns)
         carry = _one_row(leaves, tree, sampler, step, carry, prediction, mesh)
         yield carry[0]
 

@@ -109,6 +109,13 @@ def test_what_takes_which_form():
         assert form((2, 64, 64, 320), (3, 3, 320, 320), jnp.float32) is None
 
 
+def test_large_pictures_are_not_copied(monkeypatch):
+    x, kernel = example((1, 32, 32, 96, 96))
+    monkeypatch.setattr(convolution, "LARGEST", x.size - 1)
+    program = str(jax.make_jaxpr(lambda x, kernel: point(x, kernel))(x, kernel[:1, :1]))
+    assert "conv_general_dilated" in program
+
+
 def test_elsewhere_it_is_the_backends_own():
     """The program for another kind of device has the convolution as it was asked for."""
     x, kernel = example((1, 32, 32, 96, 96))

@@ -39,6 +39,9 @@ FORMS: Mapping[str, tuple[tuple[int, Convolution], ...]] = {
 """By type: from how many places of all pictures on which form is the fastest. Larger tiles are too coarse in
 bfloat16."""
 
+LARGEST = 2**24
+"""Values of all pictures up to which other forms than the backend's own are taken: they need a few copies of them."""
+
 WEIGHTS: Mapping[str, int] = {"float32": 2**20, "bfloat16": 0}
 """By type: from how large a kernel on, in pairs of channels, `taps` are faster than the backend's own where no other
 form is."""
@@ -49,7 +52,8 @@ def conv_general_dilated(lhs: Array, rhs: Array, window_strides: Sequence[int], 
 
     Those of 1 x 1 are products of matrices; on a processor those of 3 x 3 may take another form.
     """
-    if _simple(rhs, kwargs) and not isinstance(padding, str):
+    small = math.prod(lhs.shape[:-1]) * max(rhs.shape[2:]) <= LARGEST
+    if small and _simple(rhs, kwargs) and not isinstance(padding, str):
         stride, pads = tuple(window_strides), tuple((low, high) for low, high in padding)
         if rhs.shape[:2] == (1, 1) and stride == (1, 1) and pads == ((0, 0), (0, 0)):
             return dot_general(lhs, rhs[0, 0], (((3,), (0,)), ((), ())))
