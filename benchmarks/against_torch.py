@@ -30,6 +30,8 @@ import jax.numpy as jnp
 import numpy as np
 import torch
 
+from sfumato.bench import timed
+
 SD15 = {"cross_attention_dim": 768, "sample_size": 64}
 SDXL = {
     "cross_attention_dim": 2048, "sample_size": 128, "block_out_channels": (320, 640, 1280),
@@ -225,24 +227,18 @@ PAUSE = 1.0
 CASES = {"unet": unet, "controlnet": controlnet, "decode": decode, "generate": generate, "emoji": emoji}
 
 
-def timed(call: Callable[[], Any]) -> float:
-    began = time.perf_counter()
-    jax.block_until_ready(call())
-    return time.perf_counter() - began
-
-
 def compare(pair: Pair, runs: int) -> dict[str, Any]:
     """Medians in seconds, the spread, the ratio, and how far the results are apart."""
     sides = {name: call for name, call in dc.asdict(pair).items() if call is not None}
     with torch.inference_mode():
         results, begun = {}, {}
         for name, call in sides.items():
-            begun[name] = timed(lambda: results.update({name: np.asarray(call(), np.float32)}))  # noqa: B023
+            begun[name] = timed(lambda: results.update({name: np.asarray(call(), np.float32)}))[1]  # noqa: B023
         times: dict[str, list[float]] = {name: [] for name in sides}
         for _ in range(runs):
             for name, call in sides.items():
                 time.sleep(PAUSE)
-                times[name].append(timed(call))
+                times[name].append(timed(call)[1])
     medians = {name: statistics.median(each) for name, each in times.items()}
     best = min(seconds for name, seconds in medians.items() if name != "ours")
     off = np.abs(results["ours"] - results["theirs"]).max() / results["theirs"].std()

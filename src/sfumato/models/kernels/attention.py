@@ -7,6 +7,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
+from sfumato.models.kernels.mesh import divided
+
 QUERY_BLOCK = 512
 """Queries handled at once when an attention map would be large: the map of a block stays in the cache."""
 
@@ -37,10 +39,8 @@ def attention(
     if mask is not None or q.shape[1] * k.shape[1] <= BLOCKED_FROM:
         return weigh(attention_map(q, k, mask), v)
     mesh = jax.sharding.get_abstract_mesh()
-    if mesh.size <= 1 or mesh.manual_axes or q.shape[0] % mesh.size:
+    if not divided() or q.shape[0] % mesh.size:
         return _blocked(q, k, v)
-    # The compiler does not see that the rounds of a loop over rows are independent: left to it, every device would
-    # gather the rows of all of them and go through them all.
     rows = jax.sharding.PartitionSpec(mesh.axis_names)
     return jax.shard_map(_blocked, in_specs=rows, out_specs=rows, check_vma=False)(q, k, v)
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import jax
 from jax import lax
 from jaxtyping import Array, Float
+
+from sfumato.models.kernels.mesh import divided
 
 ROWS = 512
 """Places at once: what a layer makes of them stays in the cache."""
@@ -17,8 +18,7 @@ def in_blocks(
 ) -> Float[Array, "B L D"]:
     """`call`, which treats every place for itself, on all of them; on a processor block by block if they are many."""
     rows = x.reshape(-1, x.shape[-1])
-    mesh = jax.sharding.get_abstract_mesh()
-    if len(rows) < 4 * ROWS or len(rows) % ROWS or (mesh.size > 1 and not mesh.manual_axes):
+    if len(rows) < 4 * ROWS or len(rows) % ROWS or divided():
         return call(x)
 
     def blocks(x: Array) -> Array:

@@ -14,6 +14,7 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from sfumato.models.kernels import winograd
+from sfumato.models.kernels.mesh import divided
 from sfumato.models.kernels.products import dot_general
 
 LAST = lax.ConvDimensionNumbers((0, 3, 1, 2), (3, 2, 0, 1), (0, 3, 1, 2))
@@ -67,11 +68,8 @@ def form(
     x: Sequence[int], kernel: Sequence[int], dtype: Any, stride: Strides = (1, 1), pads: Pads = SAME
 ) -> Convolution | None:
     """What to compute a convolution of these shapes by on a processor, None for the backend's own."""
-    mesh = jax.sharding.get_abstract_mesh()
-    if mesh.size > 1 and not mesh.manual_axes:
-        return None  # the blocks are a loop, which a mesh cannot divide
     name = np.dtype(dtype).name
-    if name not in FORMS or tuple(kernel[:2]) != (3, 3) or min(kernel[2:]) < CHANNELS:
+    if divided() or name not in FORMS or tuple(kernel[:2]) != (3, 3) or min(kernel[2:]) < CHANNELS:
         return None
     if (stride, pads) == ((1, 1), SAME):
         for places, other in FORMS[name]:
