@@ -61,6 +61,8 @@ class Reference:
     extend: Callable[..., dict[str, Any]] = lambda *args: {}
     """(modules, batch, draws, noisy, t, arguments) -> further arguments of the UNet."""
     settings: Mapping[str, Any] = dc.field(default_factory=dict)
+    further: Callable[..., Any] | None = None
+    """(modules, clean latents as the UNet has them, latents) -> what is added; for models that tell the noise."""
 
     def __post_init__(self) -> None:
         self.trained = {name: copy.deepcopy(module).train() for name, module in self.trained.items()}
@@ -85,7 +87,8 @@ class Reference:
         v = scheduler.config.prediction_type == "v_prediction"
         off = (output - (scheduler.get_velocity(latents, noise, t) if v else noise)) ** 2
         if self.min_snr is None:
-            return off.mean()
+            more = 0 if self.further is None else self.further(self, clean(scheduler, output, noisy, t), latents)
+            return off.mean() + more
         snr = compute_snr(scheduler, t)
         weights = torch.clamp(snr, max=self.min_snr) / (snr + 1 if v else snr)
         return (off.mean((1, 2, 3)) * weights).mean()
@@ -130,6 +133,12 @@ class Reference:
                 values = {key if key.startswith("text_") else f"text_model.{key}": v for key, v in values.items()}
             found[name] = fill(network, lazy(values))
         return found
+
+
+def clean(scheduler: Any, noise: Any, noisy: Any, t: Any) -> Any:
+    """The latents that are left of the noisy ones without the noise."""
+    share = scheduler.alphas_cumprod[t][:, None, None, None]
+    return (noisy - (1 - share) ** 0.5 * noise) / share**0.5
 
 
 def our_step(task: Task, drawn: list[Draws], gradients: bool = True) -> Callable[..., Any]:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from sfumato.train.consistency import Consistency
 from sfumato.train.discriminator import DiscriminatorConfig
-from sfumato.train.reconstruction import Reconstruction
+from sfumato.train.reconstruction import COLOURS, Reconstruction
 
 from oracle import seeded
 
@@ -54,3 +55,19 @@ def torch_loss(off: Any, weights: Reconstruction) -> Any:
     edges = (off[:, :, 1:] - off[:, :, :-1]).abs().mean() + (off[..., 1:] - off[..., :-1]).abs().mean()
     scales = sum(avg_pool2d(off, size).abs().mean() for size in (2, 4, 8)) / 3
     return weights.l1 * off.abs().mean() + weights.scales * scales + weights.edges * edges / 2
+
+
+def torch_consistency(made: Any, real: Any, weights: Consistency) -> Any:
+    """The term of a ControlNet's loss that compares pictures [B 3 H W]."""
+    import torch
+    from torch.nn.functional import avg_pool2d
+
+    made, real = (torch.einsum("bchw,dc->bdhw", each, torch.tensor(COLOURS)) for each in (made, real))
+
+    def strength(pictures: Any, size: int) -> Any:
+        x = avg_pool2d(pictures, size)
+        down, right = x[..., 1:, :-1] - x[..., :-1, :-1], x[..., :-1, 1:] - x[..., :-1, :-1]
+        return ((down**2 + right**2).sum(1) + 1e-4).sqrt()
+
+    edges = sum((strength(made, size) - strength(real, size)).abs().mean() for size in (1, 2, 4)) / 3
+    return weights.edges * edges + weights.colours * (made - real).abs().mean()

@@ -17,6 +17,7 @@ from sfumato.io.load import default_dtype, tokenizer_name
 from sfumato.model import Model
 from sfumato.models.clip import TextFeatures
 from sfumato.text.prompt import READING
+from sfumato.train.consistency import Consistency
 from sfumato.train.objective import Draws, Objective
 from sfumato.train.task import Batch, Metrics, cast, checkpointed
 from sfumato.types import Conditioning
@@ -47,18 +48,21 @@ class Denoising:
     dtype: str = "float32"
     """What is computed in."""
     extend: Extend = nothing
+    consistency: Consistency | None = None
+    """A further term for pictures; the networks have the autoencoder then."""
 
     @classmethod
     def of(
-        cls, model: Model, objective: Objective | None = None, *, dtype: str | None = None, extend: Extend = nothing
-    ) -> Denoising:
+        cls, model: Model, objective: Objective | None = None, *, dtype: str | None = None, extend: Extend = nothing,
+        consistency: Consistency | None = None,
+    ) -> Denoising:  # fmt: skip
         """That of a model, by default with plain weights. Raises SfumatoError for SDXL's refiner."""
         if model.family == Family.SDXL_REFINER:
             raise SfumatoError("SDXL's refiner is not trained here: it takes aesthetic scores, which no data has.")
         blank = {name: row[0] for name, row in tokens(model, [""]).items()}
         zeros = bool(model.options.get("force_zeros_for_empty_prompt"))
         objective = objective or Objective(model.schedule)
-        return cls(objective, Family(model.family), blank, zeros, dtype or default_dtype(), extend)
+        return cls(objective, Family(model.family), blank, zeros, dtype or default_dtype(), extend, consistency)
 
     def loss(self, trainable: Nets, frozen: Nets, batch: Batch, key: jax.Array) -> tuple[Float[Array, ""], Metrics]:
         """The loss of a task whose masters are whole networks by component name."""
@@ -75,7 +79,11 @@ class Denoising:
         noisy = self.objective.noised(latents, draws)
         cond = self.extend(nets, batch, draws, noisy, self.conditioning(nets, batch, draws))
         output = nets["unet"](noisy, draws.t.astype(jnp.float32), cond).eps
-        return self.objective.loss(output, latents, draws, batch.get("weights"))
+        loss, metrics = self.objective.loss(output, latents, draws, batch.get("weights"))
+        if self.consistency is None:
+            return loss, metrics
+        more, terms = self.consistency(nets["vae"].decode, self.objective.clean(output, noisy, draws), latents)
+        return loss + more, metrics | terms
 
     def draw(self, nets: Nets, batch: Batch, key: jax.Array) -> Draws:
         """What is random for this batch."""
@@ -143,16 +151,17 @@ def collate(model: Model, batch: Batch, *further: str) -> dict[str, Any]:
 
 def networks(
     model: Model, *, without: Collection[str] = (), dtype: str | None = None, remat: bool = False, cached: bool = False,
-    reads: bool = False,
+    reads: bool = False, decodes: bool = False,
 ) -> dict[str, Any]:  # fmt: skip
     """The networks of a model by component name, in the type `dtype` (bfloat16 on accelerators, float32 on CPU).
 
     `without` names those that are not wanted, because they are trained. With `cached` the autoencoder and the text
     encoders are left out too, for batches hold what they would say (see `cache`); in their place is "blank", the
-    features of the empty caption. One that `reads` has its text encoders nevertheless, because they are trained.
+    features of the empty caption. One that `reads` has its text encoders nevertheless, because they are trained, and
+    one that `decodes` its autoencoder, because pictures are looked at.
     `remat` is gradient checkpointing.
     """
-    nets: dict[str, Any] = {"unet": model.unet} | ({} if cached else {"vae": model.vae})
+    nets: dict[str, Any] = {"unet": model.unet} | ({} if cached and not decodes else {"vae": model.vae})
     nets |= model.text_encoders if reads or not cached else {}
     wanted = {name: checkpointed(net, remat) for name, net in nets.items() if name not in without}
     if cached and not reads:

@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Float64, Int
 
 from sfumato.errors import SfumatoError
-from sfumato.schedule import Schedule, to_output
+from sfumato.schedule import Schedule, to_output, to_x0
 from sfumato.types import pytree
 
 
@@ -104,6 +104,12 @@ class Objective:
     def target(self, latents: Float[Array, "B h w C"], draws: Draws) -> Float[Array, "B h w C"]:
         """What the network should say of x_t."""
         return to_output(latents, draws.noise, *self._shares(draws.t), self.schedule.prediction_type)
+
+    def clean(
+        self, output: Float[Array, "B h w C"], noisy: Float[Array, "B h w C"], draws: Draws
+    ) -> Float[Array, "B h w C"]:
+        """The clean latents that the network's output on x_t stands for."""
+        return to_x0(output, noisy, *self._shares(draws.t), self.schedule.prediction_type)
 
     def loss(
         self, output: Float[Array, "B h w C"], latents: Float[Array, "B h w C"], draws: Draws,

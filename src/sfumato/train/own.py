@@ -153,14 +153,24 @@ class ControlNet(Recipe):
         16, "Channels of the first layer that reads the control picture; fewer make a smaller, faster net.",
         flag="--hint-channels",
     )  # fmt: skip
+    edges: float = setting(
+        0.0, "Weight of how far the edges of decoded pictures are from the data's in strength (ControlNet++): lines "
+        "are followed more closely. 0: latents alone are compared.", flag="--consistent-edges",
+    )  # fmt: skip
+    colours: float = setting(0.0, "The same of colours, for controls that tell them.", flag="--consistent-colours")
 
     def arguments(self, dtype: str) -> dict[str, Any]:
         from sfumato.io.load import load_controlnet
+        from sfumato.train.consistency import Consistency
 
         if self.net and self.hint != 16:
             raise SfumatoError("A ControlNet given by --net has its own layers, so there is no --hint-channels beside "
                                "it.")  # fmt: skip
-        return {"net": load_controlnet(self.net, dtype="float32") if self.net else None, "hint": self.hint}
+        return {
+            "net": load_controlnet(self.net, dtype="float32") if self.net else None,
+            "hint": self.hint,
+            "consistency": Consistency(self.edges, self.colours) if self.edges or self.colours else None,
+        }
 
 
 @dc.dataclass(frozen=True)

@@ -17,10 +17,13 @@ from sfumato.errors import MismatchError, SfumatoError
 from sfumato.models.config import UNetConfig, from_dict
 from sfumato.models.unet import UNet
 from sfumato.train import own as settings
+from sfumato.train.consistency import Consistency
+from sfumato.train.denoising import cache
 from sfumato.train.recipes.controlnet import controlnet, from_unet
 from sfumato.train.recipes.text_to_image import text_to_image
 from sfumato.types import Conditioning
 from train import toy
+from train.judging import torch_consistency
 
 from models.tiny import UNETS
 from oracle import fresh, to_torch
@@ -46,6 +49,40 @@ def test_five_steps_are_those_of_the_reference(pair, kind):
     ((theirs, ours),) = nets(kind, small=True)
     reference = Reference(both.pipeline, {"controlnet": theirs}, extend=steered)
     assert_parity(controlnet(both.model, ours, remat=True), reference, draws(5))
+
+
+@pytest.mark.parity
+def test_five_steps_with_pictures_compared_are_those_of_the_reference(pair):
+    """The first row alone is looked at; its time never is so late that the clean latents are a guess."""
+    both = pair("sd1", small=True)
+    ((theirs, ours),) = nets("sd1", small=True)
+    weights = Consistency(edges=0.7, colours=0.4)
+
+    def further(reference: Reference, drawn: Any, latents: Any) -> Any:
+        vae = reference.part("vae")
+        made, real = (vae.decode(each[::4] / vae.config.scaling_factor).sample for each in (drawn, latents))
+        return torch_consistency(made, real, weights)
+
+    reference = Reference(both.pipeline, {"controlnet": theirs}, extend=steered, further=further)
+    assert_parity(controlnet(both.model, ours, consistency=weights), reference, draws(5))
+
+
+@pytest.mark.parametrize("cached", [False, True])
+def test_consistency_adds_its_terms_and_changes_nothing_else(models, cached):
+    model, (drawn,) = models("sd1"), draws()
+    data = batch()
+    data = cache(model, data) if cached else data
+
+    def terms(consistency: Consistency | None) -> dict[str, float]:
+        task = controlnet(model, consistency=consistency, cached=cached)
+        (loss, found), _ = our_step(task, [drawn])(task.trainable, data)
+        return {name: float(value) for name, value in found.items()} | {"loss": float(loss)}
+
+    plain, further = terms(None), terms(Consistency(edges=2.0, colours=3.0, every=1))
+    assert further["edges"] > 0 < further["colours"]
+    assert further["mse"] == pytest.approx(plain["mse"], rel=1e-5)
+    expected = plain["loss"] + 2 * further["edges"] + 3 * further["colours"]
+    assert further["loss"] == pytest.approx(expected, rel=1e-5)
 
 
 @pytest.mark.parity
@@ -178,6 +215,8 @@ def test_bad_input_is_one_sentence(models):
         controlnet(model).collate({"pixels": batch()["pixels"], "text": ["a"]})
     with pytest.raises(SfumatoError, match="no --hint-channels beside"):
         settings.ControlNet(net="a net", hint=8).arguments("float32")
+    assert settings.ControlNet().arguments("float32")["consistency"] is None
+    assert settings.ControlNet(edges=2.0).arguments("float32")["consistency"] == Consistency(edges=2.0)
     with pytest.raises(SfumatoError, match="at least 1 channel, not 0"):
         controlnet(model, hint=0)
     with pytest.raises(SfumatoError, match="9"):

@@ -21,6 +21,7 @@ from sfumato.models.config import ControlNetConfig, EncoderConfig
 from sfumato.models.controlnet import ControlEmbedding, ControlNet
 from sfumato.models.layers import abstract
 from sfumato.models.unet import UNet
+from sfumato.train.consistency import Consistency
 from sfumato.train.denoising import Denoising, Nets, check_channels, collate, networks
 from sfumato.train.objective import Draws, Objective
 from sfumato.train.samples import Sampling, drawn
@@ -29,11 +30,13 @@ from sfumato.types import Conditioning
 
 
 def controlnet(
-    model: Model, net: ControlNet | None = None, objective: Objective | None = None, *, hint: int = 16, seed: int = 0,
+    model: Model, net: ControlNet | None = None, objective: Objective | None = None,
+    consistency: Consistency | None = None, *, hint: int = 16, seed: int = 0,
     dtype: str | None = None, remat: bool = False, cached: bool = False,
 ) -> Task:  # fmt: skip
     """Trains a ControlNet for `model`: `net`, or a new one that starts from the UNet (`from_unet`) out of `seed`, with
-    `hint` channels where it begins to read the control picture.
+    `hint` channels where it begins to read the control picture. With `consistency` pictures are compared beside
+    latents, which makes what is drawn follow the control more closely.
 
     The data needs "conditioning" pictures in [0, 1]. `dtype` is what is computed in, `remat` gradient checkpointing;
     `cached` as of `text_to_image`. Exports the ControlNet alone. Raises MismatchError for a `net` that does not fit
@@ -59,8 +62,8 @@ def controlnet(
 
     return Task(
         {"controlnet": checkpointed(masters(net), remat)},
-        networks(model, dtype=dtype, remat=remat, cached=cached),
-        Denoising.of(model, objective, dtype=dtype, extend=steered).loss,
+        networks(model, dtype=dtype, remat=remat, cached=cached, decodes=consistency is not None),
+        Denoising.of(model, objective, dtype=dtype, extend=steered, consistency=consistency).loss,
         lambda batch: collate(model, batch, "conditioning"),
         export,
         draw,
