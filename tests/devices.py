@@ -85,7 +85,7 @@ def program(model: sfumato.Model) -> str:
         run.spread(mesh, unet, None), DDIM(), steps, ready,
         run.spread(mesh, x), run.spread(mesh, base), model.schedule.prediction_type, mesh,
     )  # fmt: skip
-    return loop.sample.lower(*arguments).compile().as_text()
+    return loop._whole.lower(*arguments, loop.AWAKE).compile().as_text()
 
 
 def main(*folders: str) -> None:

@@ -16,9 +16,11 @@ import numpy as np
 import pytest
 
 import sfumato
-from sfumato import AttendAndExcite, Pix2PixZero, Window
+from sfumato import CFG, AttendAndExcite, Pix2PixZero, Window
+from sfumato.controls import Control
 from sfumato.sample import sample, sample_rows
-from sfumato.samplers import DDIM, Euler
+from sfumato.samplers import DDIM, DPMpp2M, Euler
+from sfumato.types import pytree
 
 from drive import EXECUTIONS, changed_nets, counted, in_float64, pictures, prepared
 from oracle import assert_close
@@ -65,6 +67,42 @@ def test_outside_of_its_window_it_costs_nothing(row, kind, models):
     assert always > without
     assert executions(row.both(kind, window=CLOSED)) == without
     assert executions(row.both(kind, window=Window(0.25, 0.5))) == without + (always - without) / ROWS
+
+
+@pytree
+class Awake(Control):
+    """Does nothing, and wants every branch all the same."""
+
+    def wants(self, name, steps):
+        return np.full(np.shape(steps.t), True)
+
+
+@pytest.mark.parametrize("window", [Window(0.25, 0.75), CLOSED], ids=["in the middle", "closed"])
+@pytest.mark.parametrize("settings", [{}, {"sampler": DPMpp2M()}, {"image": drawing(), "strength": 0.8}], ids=str)
+def test_rows_without_the_unconditional_branch_are_the_same(window, settings, models):
+    model, controls = models("sd1"), (CFG(5.0, 0.3, window),)
+    at_once, by_row = (pictures(model, controls, progress=each, **settings) for each in (None, lambda *_: True))
+    awake = pictures(model, (*controls, Awake()), **settings)
+    assert_close(at_once, awake, 1e-6)
+    assert_close(by_row, awake, 1e-6)
+    assert np.abs(awake - pictures(model, (CFG(5.0, 0.3),), **settings)).max() > 1e-3
+
+
+def test_without_guidance_the_network_gets_half_the_rows(models):
+    seen = set()
+
+    class Measured(type(models("sd1").unet)):
+        def __call__(self, x, *args, **kwargs):
+            seen.add(len(x))
+            return super().__call__(x, *args, **kwargs)
+
+    unet = jax.tree.map(lambda a: a, models("sd1").unet)
+    object.__setattr__(unet, "__class__", Measured)
+    model = dc.replace(models("sd1"), unet=unet)
+    for controls, rows in (((CFG(5.0),), {16}), ((CFG(1.0),), {8}), ((CFG(5.0, window=Window(0.5, 1.0)),), {8, 16})):
+        seen.clear()
+        pictures(model, controls)
+        assert seen == rows
 
 
 # ---- Order, drivers, precision
@@ -180,6 +218,16 @@ def test_nothing_is_compiled_when_data_changes_row_by_row(models, compiled):
     assert compiled == []
 
 
+def test_nothing_is_compiled_when_a_window_moves(models, compiled):
+    """Once there is a row without guidance and one with it."""
+    model = models("sd1")
+    for window in (Window(0.25, 0.5), Window(0.5, 0.75), Window(0.5, 1.0), Window(0.0, 0.75)):
+        pictures(model, (CFG(5.0, window=window),))
+        if window.start > 0.25:
+            assert compiled == []
+        compiled.clear()
+
+
 def test_another_set_of_controls_compiles_the_loop_alone(models, compiled):
     model = models("sd1")
     settings = {"sampler": Euler(), "output": "images"}  # which no other law runs
@@ -187,7 +235,7 @@ def test_another_set_of_controls_compiles_the_loop_alone(models, compiled):
         compiled.clear()
         pictures(model, controls, **settings)
         pictures(model, controls, **settings)
-    assert compiled == ["jit(sample)"]
+    assert compiled == ["jit(_whole)"]
 
 
 # ---- Pictures do not know of each other

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
-from sfumato.controls import CFG, Control
+from sfumato import run
+from sfumato.controls import CFG, PAG, Control
 from sfumato.errors import SfumatoError
-from sfumato.sample import all_branches, check_together
-from sfumato.types import Conditioning, pytree
+from sfumato.sample import all_branches, check_together, stretches
+from sfumato.samplers import DDIM
+from sfumato.schedule import Schedule
+from sfumato.types import Conditioning, Window, pytree
 
 BASE = {name: Conditioning(jnp.full((1, 2, 3), value)) for name, value in (("cond", 1.0), ("uncond", 0.0))}
 
@@ -70,6 +74,39 @@ def test_one_control_may_take_the_place_of_the_prompt():
 def test_two_branches_of_one_name(controls, sentence):
     with pytest.raises(SfumatoError, match=sentence):
         all_branches(controls, BASE)
+
+
+@pytree
+class Looker(Control):
+    """Looks at predictions."""
+
+    def guide(self, env, preds, xs, step, state):
+        return 0.0, state
+
+
+def rows(controls, count: int = 8, first: int = 0) -> list[tuple[set[str], list[int]]]:
+    """What is asleep, and in which rows, for each stretch."""
+    table = DDIM().table(Schedule(), count, first)
+    steps = run.on_device(table, None)
+    return [({*asleep}, np.flatnonzero(active).tolist()) for asleep, active in stretches(controls, BASE, steps)]
+
+
+def test_the_unconditional_branch_sleeps_where_there_is_no_guidance():
+    every = [*range(8)]
+    assert rows(()) == [(set(), every)]
+    assert rows((CFG(),)) == [(set(), every)]
+    assert rows((CFG(1.0),)) == [({"uncond"}, every)]
+    assert rows((CFG(5.0, window=Window(0.25, 0.5)),)) == [({"uncond"}, [0, 1]), (set(), [2, 3]),
+                                                           ({"uncond"}, [4, 5, 6, 7])]  # fmt: skip
+    assert rows((CFG(5.0, window=Window(0.0, 0.5)),), first=5) == [(set(), [5, 6]), ({"uncond"}, [7])]
+
+
+def test_a_branch_is_awake_as_long_as_one_control_wants_it():
+    early, late = (CFG(5.0, window=Window(*ends)) for ends in ((0.0, 0.5), (0.25, 0.75)))
+    assert rows((early, late)) == [(set(), [*range(6)]), ({"uncond"}, [6, 7])]
+    assert rows((CFG(1.0), Looker())) == [(set(), [*range(8)])]
+    assert rows((CFG(1.0), Edit(), Depth())) == [({"uncond", "edit"}, [*range(8)])]
+    assert rows((CFG(1.0), PAG())) == [({"uncond"}, [*range(8)])]
 
 
 def test_two_setters_of_the_input_channels():

@@ -3,6 +3,7 @@
 One body serves two drivers, `sample` (a scan, the fastest) and `sample_rows` (a few rows at a time, for progress,
 preview and cancelling). Nothing random happens inside: noise is a column of the table. Sampler, prediction type and
 the set of controls are the program; every number, prompt, picture, window and network is data and compiles nothing.
+But for one thing: rows in which no control wants a branch of the network's batch go through a program without it.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, PartitionSpec
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from sfumato.controls.base import COND, UNCOND, Control, Env, Latents, batched
 from sfumato.errors import SfumatoError
@@ -33,22 +34,91 @@ BATCH = "batch"
 """The mesh axis over which pictures are divided."""
 
 
-@functools.partial(jax.jit, static_argnames=("sampler", "prediction", "mesh"), donate_argnames="x")
+Asleep = frozenset[str]
+"""The branches that no control wants."""
+AWAKE: Asleep = frozenset()
+
+
 def sample(
     unet: UNet, sampler: Sampler, steps: Step, controls: tuple[Control, ...], x: Latents,
     base: Mapping[str, Conditioning], prediction: str, mesh: Mesh | None = None,
 ) -> Latents:  # fmt: skip
-    """Latents after all rows of `steps`, from `x` before the first active one. `base` has "cond" and "uncond".
+    """Latents after all rows of `steps`, from `x` before the first active one, which is donated. `base` has "cond" and
+    "uncond".
 
     `prediction` is what the network predicts (`sfumato.schedule.PREDICTIONS`). With a `mesh` the pictures are divided
     over its axis "batch", and every device works through the loop on its own.
     """
+    parts = stretches(controls, base, steps)
+    if len(parts) == 1:
+        return _whole(unet, sampler, steps, controls, x, base, prediction, mesh, parts[0][0])
+    carry = start(sampler, controls, x)
+    for asleep, active in parts:
+        rows = dc.replace(steps, active=jnp.asarray(active))
+        carry = _stretch(unet, sampler, rows, controls, carry, base, prediction, mesh, asleep)
+    return carry[0]
+
+
+@functools.partial(jax.jit, static_argnames=("sampler", "prediction", "mesh", "asleep"), donate_argnames="x")
+def _whole(
+    unet: UNet, sampler: Sampler, steps: Step, controls: tuple[Control, ...], x: Latents,
+    base: Mapping[str, Conditioning], prediction: str, mesh: Mesh | None, asleep: Asleep,
+) -> Latents:  # fmt: skip
+    """All rows, where the same branches are asleep in each."""
 
     def run(unet: UNet, steps: Step, controls: tuple[Control, ...], x: Latents, base: Any) -> Latents:
-        body = functools.partial(row, unet, sampler, controls, base, prediction)
-        return jax.lax.scan(lambda carry, step: (body(carry, step), None), start(sampler, controls, x), steps)[0][0]
+        return _scanned(unet, sampler, steps, controls, start(sampler, controls, x), base, prediction, asleep)[0]
 
     return divided(run, mesh, unet, steps, controls, x, base)
+
+
+@functools.partial(jax.jit, static_argnames=("sampler", "prediction", "mesh", "asleep"))
+def _stretch(
+    unet: UNet, sampler: Sampler, steps: Step, controls: tuple[Control, ...], carry: Carry,
+    base: Mapping[str, Conditioning], prediction: str, mesh: Mesh | None, asleep: Asleep,
+) -> Carry:  # fmt: skip
+    """The active rows of a part of the way."""
+
+    def run(unet: UNet, steps: Step, controls: tuple[Control, ...], carry: Carry, base: Any) -> Carry:
+        return _scanned(unet, sampler, steps, controls, carry, base, prediction, asleep)
+
+    return divided(run, mesh, unet, steps, controls, carry, base)
+
+
+def _scanned(
+    unet: UNet, sampler: Sampler, steps: Step, controls: tuple[Control, ...], carry: Carry,
+    base: Mapping[str, Conditioning], prediction: str, asleep: Asleep,
+) -> Carry:  # fmt: skip
+    body = functools.partial(row, unet, sampler, controls, base, prediction, asleep)
+    return jax.lax.scan(lambda carry, step: (body(carry, step), None), carry, steps)[0]
+
+
+def stretches(
+    controls: Sequence[Control], base: Mapping[str, Conditioning], steps: Step
+) -> list[tuple[Asleep, Bool[np.ndarray, " R"]]]:
+    """The branches that are asleep and the rows that are active, for each stretch of rows that want the same ones."""
+    columns = _on_host(steps)
+    found: list[tuple[Asleep, Bool[np.ndarray, " R"]]] = []
+    for index, asleep in _asleep(controls, base, columns):
+        if not found or found[-1][0] != asleep:
+            found.append((asleep, np.zeros_like(columns.active)))
+        found[-1][1][index] = True
+    return found or [(AWAKE, columns.active)]
+
+
+def _asleep(
+    controls: Sequence[Control], base: Mapping[str, Conditioning], columns: Step
+) -> Iterator[tuple[int, Asleep]]:  # fmt: skip
+    """The numbers of the active rows, and the branches that no control wants in each."""
+    names = [name for name in all_branches(controls, base) if name != COND]
+    wanted = {name: [np.asarray(control.wants(name, columns)) for control in controls] for name in names}
+    for index in np.flatnonzero(columns.active):
+        yield int(index), frozenset(name for name in names if not any(rows[index] for rows in wanted[name]))
+
+
+def _on_host(steps: Step) -> Step:
+    """The columns of a table, all but the noise, as numpy arrays."""
+    return jax.tree.map(np.asarray, dc.replace(steps, noise=None))
 
 
 def sample_rows(
@@ -58,23 +128,23 @@ def sample_rows(
     """As `sample`, one row at a time: yields the latents after each active row."""
     carry = start(sampler, controls, x)
     # Numbers are cut out here and not on the device, where each cut would be a program of its own.
-    columns = dc.replace(jax.tree.map(np.asarray, dc.replace(steps, noise=None)), noise=steps.noise)
+    columns = _on_host(steps)
     leaves, tree = jax.tree.flatten((unet, controls, base))  # once: of a network it takes milliseconds
-    for index in np.flatnonzero(columns.active):
-        step = jax.tree.map(lambda column, index=index: column[index, ...], columns)
-        carry = _one_row(leaves, tree, sampler, step, carry, prediction, mesh)
+    for index, asleep in _asleep(controls, base, columns):
+        step = jax.tree.map(lambda column, index=index: column[index, ...], dc.replace(columns, noise=steps.noise))
+        carry = _one_row(leaves, tree, sampler, step, carry, prediction, mesh, asleep)
         yield carry[0]
 
 
-@functools.partial(jax.jit, static_argnames=("tree", "sampler", "prediction", "mesh"))
+@functools.partial(jax.jit, static_argnames=("tree", "sampler", "prediction", "mesh", "asleep"))
 def _one_row(
     leaves: Sequence[Array], tree: Any, sampler: Sampler, step: Step, carry: Carry,
-    prediction: str, mesh: Mesh | None,
+    prediction: str, mesh: Mesh | None, asleep: Asleep,
 ) -> Carry:  # fmt: skip
     """A row; network, controls and conditionings come flat."""
 
     def run(unet: UNet, step: Step, controls: tuple[Control, ...], carry: Carry, base: Any) -> Carry:
-        return row(unet, sampler, controls, base, prediction, carry, step)
+        return row(unet, sampler, controls, base, prediction, asleep, carry, step)
 
     unet, controls, base = jax.tree.unflatten(tree, leaves)
     return divided(run, mesh, unet, step, controls, carry, base)
@@ -88,20 +158,20 @@ def start(sampler: Sampler, controls: Sequence[Control], x: Latents) -> Carry:
 
 def row(
     unet: UNet, sampler: Sampler, controls: Sequence[Control], base: Mapping[str, Conditioning], prediction: str,
-    carry: Carry, step: Step,
+    asleep: Asleep, carry: Carry, step: Step,
 ) -> Carry:  # fmt: skip
     """One row of the table; a row that is not active changes nothing and costs nothing."""
-    turn = functools.partial(active_row, unet, sampler, controls, base, prediction, step)
+    turn = functools.partial(active_row, unet, sampler, controls, base, prediction, asleep, step)
     return jax.lax.cond(step.active, turn, lambda carry: carry, carry)
 
 
 def active_row(
     unet: UNet, sampler: Sampler, controls: Sequence[Control], base: Mapping[str, Conditioning], prediction: str,
-    step: Step, carry: Carry,
+    asleep: Asleep, step: Step, carry: Carry,
 ) -> Carry:  # fmt: skip
     """Steer, evaluate, guide, step, project."""
     x, memory, states = carry
-    branches = all_branches(controls, base)
+    branches = {name: cond for name, cond in all_branches(controls, base).items() if name not in asleep}
     taps = frozenset().union(*(control.taps for control in controls))
 
     def evaluate(xs: Mapping[str, Latents], taps: Taps | Collection[str] = ()) -> dict[str, Prediction]:

@@ -104,6 +104,6 @@ class Window:
     start: Float[Array, ""] | float = 0.0
     stop: Float[Array, ""] | float = 1.0
 
-    def active(self, step: Step) -> Bool[Array, ""]:
-        """Whether `step` is inside."""
+    def active(self, step: Step) -> Bool[Numbers, "*N"]:
+        """Whether `step` is inside, or each row of a table."""
         return (step.progress >= self.start) & (step.progress < self.stop)

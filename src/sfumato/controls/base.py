@@ -1,4 +1,4 @@
-"""What a control is: seven hooks of the loop, each pure and the identity unless a technique says otherwise."""
+"""What a control is: eight hooks of the loop, each pure and the identity unless a technique says otherwise."""
 
 from __future__ import annotations
 
@@ -125,6 +125,15 @@ class Control:
         One control of a run may put another "cond" in the place of the prompt's.
         """
         return {}
+
+    def wants(self, name: str, steps: Step) -> Bool[np.ndarray, " R"]:
+        """In which rows of the table `steps`, on the host, it makes a difference to this control whether the branch
+        `name` is evaluated. A branch that no control wants is left out of a row.
+
+        Usually in all, for those that look at latents or predictions, and in none for all others.
+        """
+        looks = type(self).steer is not Control.steer or type(self).guide is not Control.guide
+        return np.full(np.shape(steps.t), looks)
 
     def condition(
         self, conds: dict[str, Conditioning], xs: Mapping[str, Latents], step: Step

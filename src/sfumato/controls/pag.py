@@ -6,7 +6,8 @@ import dataclasses as dc
 import re
 from collections.abc import Mapping, Sequence
 
-from jaxtyping import Array, Float
+import numpy as np
+from jaxtyping import Array, Bool, Float
 
 from sfumato.controls.base import COND, Control, Env, Latents, Request, State, gate
 from sfumato.controls.check import number, window
@@ -37,6 +38,9 @@ class PAG(Control):
     def prepare(self, request: Request) -> PAG:
         scale, layers = number("PAG's scale", self.scale), chosen(request.model, self.layers)
         return dc.replace(self, scale=scale, layers=layers, window=window("PAG", self.window))
+
+    def wants(self, name: str, steps: Step) -> Bool[np.ndarray, " R"]:
+        return np.full(np.shape(steps.t), False)  # it has "cond" alone in mind, which is always there
 
     def guide(
         self, env: Env, preds: Mapping[str, Prediction], xs: Mapping[str, Latents], step: Step, state: State
