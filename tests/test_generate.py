@@ -43,6 +43,21 @@ def test_no_guidance_and_rescaled_guidance(kind, pair):
 
 
 @pytest.mark.parity
+def test_a_distilled_model_is_told_its_guidance(pair):
+    both = pair("lcm", small=True)
+    told, plain = (both.ours(controls=[sfumato.CFG(scale)], negative=None) for scale in (4.0, 1.0))
+    both.assert_same(told, both.theirs(guidance_scale=4.0, negative_prompt=None))
+    both.assert_same(plain, both.theirs(guidance_scale=1.0, negative_prompt=None))
+    assert np.abs(np.asarray(told) - np.asarray(plain)).max() > 1e-3
+    closed = [sfumato.CFG(4.0, window=sfumato.Window(0.5, 0.5))]
+    assert_close(both.ours(controls=closed, negative=None), plain, 1e-6)
+    with pytest.warns(UserWarning, match="negative prompt has no effect"):
+        both.assert_same(both.ours(controls=[sfumato.CFG(4.0)]), both.theirs(guidance_scale=4.0))
+    with pytest.raises(sfumato.SfumatoError, match="rescale has nothing to do"):
+        both.ours(controls=[sfumato.CFG(4.0, rescale=0.5)])
+
+
+@pytest.mark.parity
 def test_sdxl_without_a_negative_prompt(pair):
     """The checkpoint says force_zeros_for_empty_prompt."""
     both = pair("sdxl")

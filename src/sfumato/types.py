@@ -56,6 +56,8 @@ class Conditioning:
     """Extra input channels (depth, the picture to be edited, mask and masked picture), at latent size."""
     residuals: Residuals | None = None
     """The sum of what all ControlNets add."""
+    guidance: Float[Array, "B G"] | None = None
+    """Distilled models: the embedding of the guidance scale."""
 
 
 @pytree

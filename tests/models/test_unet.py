@@ -42,13 +42,12 @@ def conditioning(values: dict) -> Conditioning:
 
 
 @functools.partial(jax.jit, static_argnames="taps")
-def evaluate(unet: UNet, x, t, cond: Conditioning, taps=frozenset(), guidance=None):
-    return unet(x, t, cond, taps, guidance)
+def evaluate(unet: UNet, x, t, cond: Conditioning, taps=frozenset()):
+    return unet(x, t, cond, taps)
 
 
 def run(unet: UNet, values: dict, taps=frozenset()):
-    guidance = jnp.asarray(values["guidance"]) if "guidance" in values else None
-    return evaluate(unet, jnp.asarray(values["x"]), jnp.asarray(values["t"]), conditioning(values), taps, guidance)
+    return evaluate(unet, jnp.asarray(values["x"]), jnp.asarray(values["t"]), conditioning(values), taps)
 
 
 @jax.jit

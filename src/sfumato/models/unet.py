@@ -43,14 +43,9 @@ class Encoder(nnx.Module):
         """The type that the network computes in: that of its parameters."""
         return self.conv_in.kernel.dtype
 
-    def embed(
-        self,
-        config: EncoderConfig,
-        t: Float[Array, " B"],
-        cond: Conditioning,
-        guidance: Float[Array, "B G"] | None = None,
-    ) -> Float[Array, "B M"]:
+    def embed(self, config: EncoderConfig, t: Float[Array, " B"], cond: Conditioning) -> Float[Array, "B M"]:
         """The embedding of the time and of all that is added to it."""
+        guidance = cond.guidance if hasattr(self.time_embedding, "cond_proj") else None  # a ControlNet is not told
         waves = {"flip_sin_to_cos": config.flip_sin_to_cos, "freq_shift": config.freq_shift}
         emb = self.time_embedding(sinusoidal(t, config.block_out_channels[0], **waves), guidance)
         if config.addition_embed_type == "text":
@@ -93,21 +88,20 @@ class UNet(Encoder):
 
     def __call__(
         self, x: Float[Array, "B H W C"], t: Float[Array, ""] | Float[Array, " B"], cond: Conditioning,
-        taps: Taps | Collection[str] = (), guidance: Float[Array, "B G"] | None = None,
+        taps: Taps | Collection[str] = (),
     ) -> Prediction:  # fmt: skip
         """One evaluation.
 
         `x` are latents at height H and width W of latent size; `t` is the time step in the training schedule's
         numbering, one for all rows or one a row, and need not be whole; `taps` names the attention layers whose maps
-        are wanted, by checkpoint path, or has a function for each that changes its map; `guidance` is the embedded
-        guidance scale of a distilled model.
+        are wanted, by checkpoint path, or has a function for each that changes its map.
         Raises SfumatoError for channels or taps that the network does not have.
         """
         taps = as_taps(taps)
         self._check(x, cond, taps)
         t = jnp.broadcast_to(t, x.shape[:1])
         context = cond.context.astype(self.dtype)
-        emb = self.embed(self.config, t, cond, guidance)
+        emb = self.embed(self.config, t, cond)
         if cond.channels is not None:
             x = jnp.concatenate([x, cond.channels.astype(x.dtype)], axis=-1)
         skips, h, maps = self.encode(self.conv_in(x.astype(self.dtype)), emb, context, taps)
