@@ -48,9 +48,10 @@ def test_the_table_has_medians_and_spreads(figures):
 
 
 def test_the_command_prints_json():
-    done = CliRunner().invoke(app, ["bench", "--steps", "1", "--runs", "1", "--size", "64x64", "--json"])
+    done = CliRunner().invoke(app, ["bench", "--steps", "1", "--runs", "1", "--size", "64x64", "--int8", "--json"])
     assert done.exit_code == 0, done.output
-    assert json.loads(done.stdout)["program"]["size"] == [64, 64]
+    program = json.loads(done.stdout)["program"]
+    assert (program["size"], program["int8"]) == ([64, 64], True)
 
 
 def test_no_run_at_all_is_refused():

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from sfumato.io.load import blank, load, load_controlnet
     from sfumato.io.save import save
     from sfumato.model import Model
+    from sfumato.quantize import quantize
     from sfumato.schedule import Schedule
     from sfumato.types import Conditioning, Prediction, Residuals, Window
 
@@ -62,6 +63,7 @@ _HOMES = {
     "io.load": ("blank", "load", "load_controlnet"),
     "io.save": ("save",),
     "model": ("Model",),
+    "quantize": ("quantize",),
     "schedule": ("Schedule",),
     "types": ("Conditioning", "Prediction", "Residuals", "Window"),
 }  # fmt: skip
@@ -72,7 +74,7 @@ __all__ = [
     "Edit", "Embedding", "FileError", "Images", "Inpaint", "InstructPix2Pix", "Lora", "MismatchError", "Model",
     "Picture", "Pix2PixZero", "Prediction", "Residuals", "Schedule", "SfumatoError", "Window", "__version__",
     "annotate", "annotators", "blank", "generate", "inspect", "invert", "load", "load_controlnet", "load_embedding",
-    "load_lora", "save", "save_embedding", "save_lora",
+    "load_lora", "quantize", "save", "save_embedding", "save_lora",
 ]  # fmt: skip
 
 

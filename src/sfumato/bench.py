@@ -65,15 +65,17 @@ class Figures:
 
 def bench(
     source: str, *, steps: int = 30, size: tuple[int, int] | None = None, count: int = 1, runs: int = 5,
-    dtype: str | None = None,
+    dtype: str | None = None, int8: bool = False,
 ) -> Figures:  # fmt: skip
-    """Loads the model `source`, draws `count` pictures at once with its own guidance, and that `runs` times more.
+    """Loads the model `source`, draws `count` pictures at once with its own guidance, and that `runs` times more;
+    with `int8` after `sfumato.quantize`, whose time counts as loading.
 
     Raises SfumatoError for fewer than 1 run, and for what `sfumato.generate` would not take.
     """
     if runs < 1:
         raise SfumatoError(f"runs must be a whole number from 1 on, not {runs}.")
-    model, load = timed(lambda: sfumato.load(source, dtype=dtype))
+    prepared = sfumato.quantize if int8 else lambda model: model
+    model, load = timed(lambda: prepared(sfumato.load(source, dtype=dtype)))
     width, height = size_of(model, size)
 
     def draw(output: str, seed: int) -> Any:
@@ -90,7 +92,7 @@ def bench(
         times["sampled"].append(timed(lambda seed=seed: draw("latents", seed))[1])
         times["decoded"].append(timed(lambda: decode(model.vae, latents, tiled))[1])
     program = {
-        "model": model.name or source, "family": str(model.family), "dtype": model.dtype, "size": [width, height],
+        "model": model.name or source, "family": str(model.family), "dtype": model.dtype, "int8": int8, "size": [width, height],
         "steps": steps, "pictures": count, "guidance": model.guidance, "runs": runs,
     }  # fmt: skip
     spread = {name: Times(tuple(each)) for name, each in times.items()}

@@ -19,6 +19,7 @@ from sfumato.errors import MismatchError, SfumatoError
 from sfumato.io.fill import slots
 from sfumato.model import Model, family_of_config
 from sfumato.models.controlnet import ControlNet
+from sfumato.models.int8 import Int8
 from sfumato.types import pytree, static
 
 K = TypeVar("K", Model, ControlNet)
@@ -56,11 +57,16 @@ class Lora:
 
         A ControlNet takes what was trained on it, or the encoder half of what was trained on a UNet. The tokens in
         `embeddings` are not part of it. Raises MismatchError if layers or shapes do not fit, and SfumatoError for
-        what is no strength and no model.
+        what is no strength and no model, and for int8 kernels, which nothing is merged into.
         """
         networks, layers = _networks(model), self._layers(model)
         for component, deltas in layers.items():
             _check(component, networks.get(component), deltas, _name(model))
+            if not live and any(isinstance(_layer(networks[component], path), Int8) for path in deltas):
+                raise SfumatoError(
+                    "A LoRA cannot be merged into int8 kernels: apply it first and quantize then, or apply it with "
+                    "live=True."
+                )
         done = dict(networks)
         for component, deltas in layers.items():
             own = text if component.startswith("text") else unet

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from sfumato.cli.int8 import Int8Option
 from sfumato.cli.size import parsed_size
 from sfumato.embedded import DEFAULT
 
@@ -21,6 +22,7 @@ def bench(
     count: Annotated[int, typer.Option("-n", "--count", help="How many pictures at once.")] = 1,
     runs: Annotated[int, typer.Option(help="How many times.")] = 5,
     dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16.")] = None,
+    int8: Annotated[bool, Int8Option] = False,
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:  # fmt: skip
     """Measure how long a model takes on this machine; compare only what was measured on one."""
@@ -28,7 +30,7 @@ def bench(
 
     from sfumato.bench import bench as measure
 
-    figures = measure(model, steps=steps, size=parsed_size(size), count=count, runs=runs, dtype=dtype)
+    figures = measure(model, steps=steps, size=parsed_size(size), count=count, runs=runs, dtype=dtype, int8=int8)
     typer.echo(dumps(figures.record(), indent=2) if json else table(figures))
 
 
@@ -36,10 +38,11 @@ def table(figures: Figures) -> str:
     """The figures for people."""
     machine, program = figures.machine, figures.program
     pictures = f"{program['pictures']} picture{'s' * (program['pictures'] != 1)}"
+    weights = ", int8 weights" * program["int8"]
     lines = [
         f"{machine['processor']}, {machine['cores']} cores; {', '.join(machine['devices'])}",
         f"sfumato {machine['sfumato']}, jax {machine['jax']}, Python {machine['python']}",
-        f"{program['model']} ({program['family']}), {program['dtype']}, {pictures} of "
+        f"{program['model']} ({program['family']}), {program['dtype']}{weights}, {pictures} of "
         f"{program['size'][0]}x{program['size'][1]}, {program['steps']} steps, guidance {program['guidance']:g}",
         "",
         f"{'load':24}{figures.load:8.3f} s",

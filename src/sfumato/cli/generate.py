@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from sfumato.cli.adapters import EmbeddingOption, LoraOption, adapted, parse_lora
+from sfumato.cli.int8 import Int8Option
 from sfumato.cli.size import parsed_size
 from sfumato.cli.status import INTERRUPTED
 from sfumato.embedded import DEFAULT, controlnet_for
@@ -59,6 +60,7 @@ def generate(
     grid: Annotated[bool, typer.Option("--grid", help="Write all pictures on one sheet.")] = False,
     batch: Annotated[int | None, typer.Option(help="How many pictures to make at once; all.")] = None,
     dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16.")] = None,
+    int8: Annotated[bool, Int8Option] = False,
     vae: Annotated[str | None, typer.Option(help="Another autoencoder: a path or hub id.")] = None,
     clip_skip: Annotated[int, typer.Option(help="Leave out that many more of the text encoder's layers.")] = 0,
     literal: Annotated[bool, typer.Option("--literal", help="No weights in the prompt: (a) and [a] are text.")] = False,
@@ -77,7 +79,7 @@ def generate(
         if image is not None and mask is None:
             settings |= {"image": image, "strength": 0.8 if strength is None else strength}
         _run(prompt, model, controls, (image, mask) if image and mask else None, (guidance, rescale), settings,
-             {"dtype": dtype, "vae": vae}, adapters, out, grid, json, quiet)  # fmt: skip
+             {"dtype": dtype, "vae": vae}, adapters, int8, out, grid, json, quiet)  # fmt: skip
     except KeyboardInterrupt:
         typer.echo("sfumato: Interrupted.", err=True)
         raise typer.Exit(INTERRUPTED) from None
@@ -86,8 +88,8 @@ def generate(
 def _run(
     prompt: str, source: str, nets: list[_Control], inpaint: tuple[Path, Path] | None,
     guidance: tuple[float | None, float],
-    settings: dict[str, Any], how: dict[str, Any], adapters: tuple[list[tuple[str, float]], list[str]], out: Path,
-    grid: bool, json: bool, quiet: bool,
+    settings: dict[str, Any], how: dict[str, Any], adapters: tuple[list[tuple[str, float]], list[str]], int8: bool,
+    out: Path, grid: bool, json: bool, quiet: bool,
 ) -> None:  # fmt: skip
     """Loads, makes, writes and tells."""
     from json import dumps
@@ -99,14 +101,15 @@ def _run(
     rounds = math.ceil(settings["count"] / (settings["batch"] or settings["count"]))
     watch = Watch(rounds, quiet=quiet or json)
     watch.loading(source)
-    model = adapted(sfumato.load(source, **how), *adapters)
+    prepared = sfumato.quantize if int8 else lambda network: network
+    model = prepared(adapted(sfumato.load(source, **how), *adapters))
     scale, rescale = guidance
     scale = model.guidance if scale is None else scale
     controls: list[Any] = [] if scale == 1 else [sfumato.CFG(scale, rescale)]
     if inpaint is not None:
         controls.append(sfumato.Inpaint(*inpaint))
     for one in nets:
-        net = sfumato.load_controlnet(one.net, dtype=how["dtype"])
+        net = prepared(sfumato.load_controlnet(one.net, dtype=how["dtype"]))
         picture = one.picture(size_of(model, settings["size"]))
         controls.append(sfumato.ControlNet(net, picture, one.scale, sfumato.Window(*one.window), one.guess))
     with watch:

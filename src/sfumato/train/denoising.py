@@ -19,7 +19,7 @@ from sfumato.models.clip import TextFeatures
 from sfumato.text.prompt import READING
 from sfumato.train.consistency import Consistency
 from sfumato.train.objective import Draws, Objective
-from sfumato.train.task import Batch, Metrics, cast, checkpointed
+from sfumato.train.task import Batch, Metrics, cast, check_float, checkpointed
 from sfumato.types import Conditioning
 
 Nets = Mapping[str, Any]
@@ -56,9 +56,10 @@ class Denoising:
         cls, model: Model, objective: Objective | None = None, *, dtype: str | None = None, extend: Extend = nothing,
         consistency: Consistency | None = None,
     ) -> Denoising:  # fmt: skip
-        """That of a model, by default with plain weights. Raises SfumatoError for SDXL's refiner."""
+        """That of a model, by default with plain weights. Raises SfumatoError for SDXL's refiner and int8 kernels."""
         if model.family == Family.SDXL_REFINER:
             raise SfumatoError("SDXL's refiner is not trained here: it takes aesthetic scores, which no data has.")
+        check_float(model.unet, *model.text_encoders.values())
         blank = {name: row[0] for name, row in tokens(model, [""]).items()}
         zeros = bool(model.options.get("force_zeros_for_empty_prompt"))
         objective = objective or Objective(model.schedule)

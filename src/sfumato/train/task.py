@@ -14,7 +14,9 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from sfumato.adapters.live import copied
+from sfumato.errors import SfumatoError
 from sfumato.images import Images
+from sfumato.models.int8 import is_int8
 from sfumato.train.samples import Sampling
 
 T = TypeVar("T")
@@ -49,6 +51,12 @@ class Task:
 def masters(tree: T) -> T:
     """A float32 copy on the host. It shares no memory with `tree`, so training may overwrite it."""
     return jax.tree.map(lambda a: np.array(a, np.float32), tree)
+
+
+def check_float(*networks: nnx.Module) -> None:
+    """Raises SfumatoError for int8 kernels, which have no gradient."""
+    if any(map(is_int8, networks)):
+        raise SfumatoError("The kernels of this model are int8 and cannot be trained; train it as it was before.")
 
 
 def cast(tree: T, dtype: Any) -> T:
@@ -89,5 +97,6 @@ def filled(network: M, value: Callable[[tuple[Any, ...], tuple[int, ...]], Any])
 
 
 def values_of(network: nnx.Module) -> dict[tuple[Any, ...], np.ndarray]:
-    """The parameters of a network by path, as float32 copies on the host."""
+    """The parameters of a network by path, as float32 copies on the host. Raises SfumatoError for int8 kernels."""
+    check_float(network)
     return {path: np.array(leaf[...], np.float32) for path, leaf in nnx.to_flat_state(nnx.state(network, nnx.Param))}

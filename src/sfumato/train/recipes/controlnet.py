@@ -25,7 +25,7 @@ from sfumato.train.consistency import Consistency
 from sfumato.train.denoising import Denoising, Nets, check_channels, collate, networks
 from sfumato.train.objective import Draws, Objective
 from sfumato.train.samples import Sampling, drawn
-from sfumato.train.task import Batch, Task, checkpointed, filled, masters, to_draw_with, values_of
+from sfumato.train.task import Batch, Task, check_float, checkpointed, filled, masters, to_draw_with, values_of
 from sfumato.types import Conditioning
 
 
@@ -40,10 +40,12 @@ def controlnet(
 
     The data needs "conditioning" pictures in [0, 1]. `dtype` is what is computed in, `remat` gradient checkpointing;
     `cached` as of `text_to_image`. Exports the ControlNet alone. Raises MismatchError for a `net` that does not fit
-    the model, and SfumatoError for models that take more than latents, or whose latents `net` cannot match in size.
+    the model, and SfumatoError for models that take more than latents, or whose latents `net` cannot match in size, and
+    for int8 kernels.
     """
     check_channels(model, "controlnet")
     net = from_unet(model.unet, model.vae.factor, seed, hint) if net is None else net
+    check_float(net)
     check_fits(net, model)
     shrinks = 2 ** (len(net.config.conditioning_embedding_out_channels) - 1)
     if shrinks != model.vae.factor:
