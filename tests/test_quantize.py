@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses as dc
 from typing import Any
 
 import jax
@@ -25,6 +24,7 @@ from sfumato.train.recipes.controlnet import controlnet
 from sfumato.train.recipes.instruct_pix2pix import instruct_pix2pix
 from sfumato.train.recipes.lora import lora
 from sfumato.train.recipes.text_to_image import text_to_image
+from sfumato.train.recipes.textual_inversion import textual_inversion
 from sfumato.types import Conditioning
 
 from models.tiny import CONTROLNETS, UNETS
@@ -41,7 +41,7 @@ def unet(kind: str) -> UNet:
 
 def restored(network: Any) -> Any:
     """The ordinary network that an int8 one stands for."""
-    one = jnp.zeros(1)
+    one = jnp.zeros((1, 1))
     layers = {".".join(map(str, path)): module for path, module in nnx.iter_modules(network)}
     return replaced(network, {p: layer.restored(one) for p, layer in layers.items() if isinstance(layer, Int8)})
 
@@ -66,16 +66,17 @@ def off(got: Any, want: Any) -> float:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["sd1", "sd2", "sdxl", "sdxl-refiner", "text-pooled", "lcm"])
+@pytest.mark.parametrize("kind", ["sd1", "sd2", "sdxl", "sdxl-refiner"])
 def test_a_unet_is_near_the_one_it_was_and_equal_to_the_one_it_stands_for(kind):
     """Rounding to steps of s = max |w| / 127 is off by s / sqrt(12) on average. Of normal numbers with a largest of 3
-    deviations that is 0.7 % of a layer's output; 30 layers in a row, off independently, 4 %."""
+    deviations that is 0.7 % of a layer's output. Layers are off independently, and each adds to a sum that came by
+    the others: three layers' worth at most."""
     before = unet(kind)
     made, run = quantized(before), jax.jit(lambda net, *at: net(*at).eps)
     assert made.dtype == jnp.float32
     got = run(made, *(at := inputs(before.config)))
     assert_close(got, run(restored(made), *at), tol=1e-5)
-    assert 1e-4 < off(got, run(before, *at)) < 0.04
+    assert 1e-4 < off(got, run(before, *at)) < 0.02
 
 
 @pytest.mark.slow
@@ -85,7 +86,7 @@ def test_a_controlnet_is_near_the_one_it_was():
     run = jax.jit(lambda net, x, t, cond: net(x, t, cond, picture.astype(jnp.float32)).mid)
     got = run(made, *(at := inputs(before.config)))
     assert_close(got, run(restored(made), *at), tol=1e-5)
-    assert 1e-4 < off(got, run(before, *at)) < 0.04
+    assert 1e-4 < off(got, run(before, *at)) < 0.02
 
 
 @pytest.mark.parametrize("kind", ["sd1", "sdxl"])
@@ -125,7 +126,7 @@ def test_what_is_int8_comes_back_as_it_is(models):
     assert sfumato.quantize(net) is net
 
 
-def test_what_is_no_model_is_refused(models):
+def test_what_is_no_model_is_refused(models, unchecked):
     with pytest.raises(SfumatoError, match=r"A model \(sfumato.load\) or a ControlNet .* not a UNet"):
         sfumato.quantize(models("sd1").unet)
 
@@ -186,18 +187,10 @@ def test_saving_is_refused(models, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize(
-    "train",
-    [
-        text_to_image,
-        lora,
-        controlnet,
-        lambda model: instruct_pix2pix(dc.replace(model)),
-    ],
-)
+@pytest.mark.parametrize("train", [text_to_image, lora, controlnet, instruct_pix2pix, textual_inversion])
 def test_training_is_refused(models, train):
     with pytest.raises(SfumatoError, match="kernels of this model are int8 and cannot be trained"):
-        train(sfumato.quantize(models("sd1")))
+        train(sfumato.quantize(models("sd1")), *(["<fox>"] if train is textual_inversion else []))
 
 
 def test_training_an_int8_controlnet_is_refused(models):

@@ -92,8 +92,8 @@ def bench(
         times["sampled"].append(timed(lambda seed=seed: draw("latents", seed))[1])
         times["decoded"].append(timed(lambda: decode(model.vae, latents, tiled))[1])
     program = {
-        "model": model.name or source, "family": str(model.family), "dtype": model.dtype, "int8": int8, "size": [width, height],
-        "steps": steps, "pictures": count, "guidance": model.guidance, "runs": runs,
+        "model": model.name or source, "family": str(model.family), "dtype": model.dtype, "int8": int8,
+        "size": [width, height], "steps": steps, "pictures": count, "guidance": model.guidance, "runs": runs,
     }  # fmt: skip
     spread = {name: Times(tuple(each)) for name, each in times.items()}
     return Figures(machine(), program, load, first, memory=memory(), **spread)

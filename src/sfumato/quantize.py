@@ -26,7 +26,8 @@ def quantize(model: K) -> K:
     Every dense layer and convolution of the UNet and the text encoders, but for the first and last ones (`KEPT`), has
     whole numbers from -127 to 127 and one scale for each output channel, w ~ q scale with scale = max |w| / 127. What
     else there is (norms, biases, embeddings, the autoencoder) stays, and so does the type that is computed in: kernels
-    are turned back where they are used, one at a time.
+    are turned back where they are used, one at a time; controls that ask for gradients hold all of them meanwhile.
+    Until the model given is let go of, both are in memory.
 
     LoRAs that are merged come first; live ones may come before or after. Such a model is neither saved nor trained. One
     that is int8 already comes back as it is. Raises SfumatoError for what is no model.

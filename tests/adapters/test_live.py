@@ -14,6 +14,7 @@ from jax.sharding import Mesh, PartitionSpec
 from sfumato.adapters.delta import Delta, Full, LoHa, LoKr, LowRank
 from sfumato.adapters.live import Adapted, adapted, copied, find, is_live, merged, replaced
 from sfumato.models.config import UNetConfig, from_dict
+from sfumato.models.int8 import Int8
 from sfumato.models.layers import GroupNorm, conv, layer_norm, linear
 from sfumato.models.unet import UNet
 from sfumato.types import Conditioning
@@ -85,6 +86,14 @@ def test_live_is_merged(kind, name):
         assert type(once) is type(layer)
         assert_close(call(live, x), call(once, x), 1e-6)
         assert np.abs(call(live, x) - call(layer, x)).max() > 1e-2, "nothing was changed"
+
+
+@pytest.mark.parametrize(("kind", "name"), [case for case in CASES if "norm" not in case.values[0]])
+def test_live_on_an_int8_layer_is_live_on_what_it_stands_for(kind, name):
+    whole, delta, x = Int8(layer_of(kind)), deltas(kind)[name], picture(kind)
+    call, plain = jax.jit(lambda layer, x: layer(x)), whole.restored(x)
+    for strength in (jnp.float32(0.7), jnp.float32(0)):
+        assert_close(call(adapted(whole, delta, strength), x), call(adapted(plain, delta, strength), x), 1e-6)
 
 
 @pytest.mark.parametrize(("kind", "name"), CASES)

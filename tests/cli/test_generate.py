@@ -129,6 +129,16 @@ def test_controls(place, tmp_path):
 
 
 @pytest.mark.slow
+def test_int8_kernels_draw_nearly_the_same(place, tmp_path):
+    floats, whole = (tmp_path / name for name in ("floats.png", "int8.png"))
+    control = ("--control", "none=photo.png,net=net", "--json")
+    assert "adapters" not in json.loads(generate("-o", str(floats), *control).stdout)
+    assert json.loads(generate("-o", str(whole), *control, "--int8").stdout)["adapters"] == ["int8 weights"]
+    apart = np.abs(pixels(floats).astype(int) - pixels(whole))
+    assert 0 < apart.mean() < 5
+
+
+@pytest.mark.slow
 def test_ctrl_c_leaves_nothing(place, tmp_path):
     out = tmp_path / "fox.png"
     arguments = ["generate", "a fox", "-m", "model", "-o", str(out), "--size", "64x64", "--steps", "999"]

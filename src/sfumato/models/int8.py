@@ -54,7 +54,7 @@ def rounded(kernel: Float[Array, "*space I O"]) -> tuple[Whole[Array, "*space I 
     return jnp.round(wide / jnp.where(scale > 0, scale, 1)).astype(jnp.int8), scale
 
 
-def after(x: Float[Array, "..."], whole: Whole[Array, "..."]) -> Whole[Array, "..."]:
+def after(x: Float[Array, "*space"], whole: Whole[Array, "*shape"]) -> Whole[Array, "*shape"]:
     """`whole`, but only once `x` is there.
 
     Left to itself the compiler turns back the kernels of all layers before the first is needed, and before a loop that
