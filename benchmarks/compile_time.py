@@ -26,7 +26,7 @@ from sfumato.models.config import ControlNetConfig, UNetConfig
 from sfumato.models.layers import abstract
 from sfumato.models.unet import UNet
 from sfumato.run import on_device
-from sfumato.sample import sample
+from sfumato.sample import AWAKE, _whole
 from sfumato.samplers import sampler
 from sfumato.schedule import Schedule
 from sfumato.types import Conditioning, Window
@@ -49,7 +49,9 @@ steps = on_device(chosen.table(schedule, 20), None)
 text = Conditioning(jax.ShapeDtypeStruct((1, 77, 768), "float32"))
 x = jax.ShapeDtypeStruct((1, 64, 64, 4), "float32")
 began = time.perf_counter()
-lowered = sample.lower(unet, chosen, steps, tuple(controls), x, {"cond": text, "uncond": text}, "epsilon", None)
+lowered = _whole.lower(
+    unet, chosen, steps, tuple(controls), x, {"cond": text, "uncond": text}, "epsilon", None, AWAKE
+)
 traced = time.perf_counter()
 lowered.compile()
 print(json.dumps({"trace and lower": traced - began, "compile": time.perf_counter() - traced}))
