@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import dataclasses as dc
-import os
-import platform
 import statistics
 import sys
 import time
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 import jax
 
 import sfumato
 from sfumato.errors import SfumatoError
+from sfumato.machine import machine
+from sfumato.models.kernels.table import Table, measured
 from sfumato.plan import size_of
 from sfumato.run import decode, tiling
-from sfumato.version import __version__
 
 PROMPT = "a red apple on a table"
 
@@ -94,6 +92,7 @@ def bench(
     program = {
         "model": model.name or source, "family": str(model.family), "dtype": model.dtype, "int8": int8,
         "size": [width, height], "steps": steps, "pictures": count, "guidance": model.guidance, "runs": runs,
+        "tuned": tuned(),
     }  # fmt: skip
     spread = {name: Times(tuple(each)) for name, each in times.items()}
     return Figures(machine(), program, load, first, memory=memory(), **spread)
@@ -106,21 +105,13 @@ def timed(call: Callable[[], Any]) -> tuple[Any, float]:
     return made, time.perf_counter() - began
 
 
-def machine() -> dict[str, Any]:
-    """The processor, the devices, the versions."""
-    return {
-        "processor": _processor(), "cores": len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count(),
-        "devices": [f"{device.platform}: {device.device_kind}" for device in jax.devices()],
-        "python": platform.python_version(), "jax": jax.__version__, "sfumato": __version__,
-    }  # fmt: skip
-
-
-def _processor() -> str:
-    """Its name, as far as the system tells."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.is_file() else []
-    named = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return named[0] if named else platform.processor() or platform.machine()
+def tuned() -> dict[str, int] | None:
+    """In which numbers the kernels differ from the package's on this machine (`sfumato bench --tune`), None if it was
+    not tuned."""
+    table = measured()
+    if table is None:
+        return None
+    return {name: number for name, number in dc.asdict(table).items() if number != getattr(Table(), name)}
 
 
 def memory() -> dict[str, int]:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from sfumato.models import kernels
+from sfumato.models.kernels.table import Table, in_use, using
 
 place = importlib.import_module("sfumato.models.kernels.attention")  # the package has a function of this name
 
@@ -26,8 +27,8 @@ def test_blocks_are_the_whole(monkeypatch, dtype, queries, keys):
     q, k, v = example(queries, keys, dtype)
     whole, back = jax.vjp(kernels.attention, q, k, v)
     monkeypatch.setattr(place, "BLOCKED_FROM", 0)
-    monkeypatch.setattr(place, "QUERY_BLOCK", 8)
-    blocked, blocked_back = jax.vjp(kernels.attention, q, k, v)
+    with using(Table(query_block=8)):
+        blocked, blocked_back = jax.vjp(kernels.attention, q, k, v)
     bound = {"float32": 1e-5, "bfloat16": 0.1}[dtype]
     for one, other in zip((whole, *back(whole)), (blocked, *blocked_back(whole)), strict=True):
         assert one.dtype == other.dtype == q.dtype
@@ -39,4 +40,4 @@ def test_large_maps_are_never_whole():
     shape = jax.ShapeDtypeStruct((1, 4096, 2, 8), jnp.float32)
     text = jax.jit(kernels.attention).lower(shape, shape, shape).compile().as_text() or ""
     assert "4096,4096" not in text
-    assert f"{place.QUERY_BLOCK},4096" in text
+    assert f"{in_use().query_block},4096" in text

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses as dc
 import functools
 
 import jax
@@ -14,7 +13,7 @@ from sfumato.models.kernels import convolution, winograd
 from sfumato.models.kernels.convolution import LAST, conv_general_dilated, form, native, taps
 
 FORMS = {"taps": taps} | {
-    f"F{each.m}, {block}": functools.partial(winograd.convolve, form=dc.replace(each, block=block))
+    f"F{each.m}, {block}": functools.partial(winograd.convolve, form=each, block=block)
     for each in (winograd.F2, winograd.F4)
     for block in (2**7, 2**16)  # many blocks of tiles; several pictures a block
 }
@@ -96,7 +95,13 @@ def point(x, kernel):
 
 def test_what_takes_which_form():
     """Few channels, other kernels, other types, and anything that a mesh divides, are left to the backend."""
-    assert form((2, 64, 64, 320), (3, 3, 320, 320), jnp.bfloat16) is convolution.FORMS["bfloat16"][0][1]
+    for side, dtype, kind, block in (
+        (64, jnp.float32, winograd.F4, 2**18), (64, jnp.bfloat16, winograd.F2, 2**18),
+        (32, jnp.bfloat16, winograd.F2, convolution.FEW),
+    ):  # fmt: skip
+        found = form((2, side, side, 320), (3, 3, 320, 320), dtype)
+        assert isinstance(found, functools.partial)
+        assert (found.func, found.keywords) == (winograd.convolve, {"form": kind, "block": block})
     for shape, dtype in ((1280, jnp.float32), (1280, jnp.bfloat16), (192, jnp.bfloat16)):
         found = form((2, 8, 8, shape), (3, 3, shape, shape), dtype)
         assert isinstance(found, functools.partial)

@@ -8,9 +8,7 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from sfumato.models.kernels.mesh import divided
-
-QUERY_BLOCK = 512
-"""Queries handled at once when an attention map would be large: the map of a block stays in the cache."""
+from sfumato.models.kernels.table import in_use
 
 BLOCKED_FROM = 2**19
 """Attention maps (one head, one picture) of more entries than this are made block by block."""
@@ -50,9 +48,10 @@ def _blocked(
 ) -> Float[Array, "B Q N D"]:
     """`attention` by head and block of queries."""
     batch, queries, heads, width = q.shape
-    pad = -queries % QUERY_BLOCK
+    block = in_use().query_block
+    pad = -queries % block
     blocks = jnp.pad(q, ((0, 0), (0, pad), (0, 0), (0, 0))).transpose(0, 2, 1, 3)
-    blocks = blocks.reshape(batch * heads, -1, QUERY_BLOCK, width)
+    blocks = blocks.reshape(batch * heads, -1, block, width)
     keys, values = (a.transpose(0, 2, 1, 3).reshape(batch * heads, -1, width) for a in (k, v))
 
     out = lax.map(lambda row: lax.map(lambda one: _head(one, row[1], row[2]), row[0]), (blocks, keys, values))

@@ -8,9 +8,7 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from sfumato.models.kernels.mesh import divided
-
-ROWS = 512
-"""Places at once: what a layer makes of them stays in the cache."""
+from sfumato.models.kernels.table import in_use
 
 
 def in_blocks(
@@ -18,10 +16,11 @@ def in_blocks(
 ) -> Float[Array, "B L D"]:
     """`call`, which treats every place for itself, on all of them; on a processor block by block if they are many."""
     rows = x.reshape(-1, x.shape[-1])
-    if len(rows) < 4 * ROWS or len(rows) % ROWS or divided():
+    few = in_use().rows
+    if len(rows) < 4 * few or len(rows) % few or divided():
         return call(x)
 
     def blocks(x: Array) -> Array:
-        return lax.map(call, x.reshape(-1, ROWS, x.shape[-1])).reshape(*x.shape[:-1], -1)
+        return lax.map(call, x.reshape(-1, few, x.shape[-1])).reshape(*x.shape[:-1], -1)
 
     return lax.platform_dependent(x, cpu=blocks, default=call)

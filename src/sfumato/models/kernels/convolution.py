@@ -16,12 +16,10 @@ from jaxtyping import Array, Float
 from sfumato.models.kernels import winograd
 from sfumato.models.kernels.mesh import divided
 from sfumato.models.kernels.products import dot_general
+from sfumato.models.kernels.table import Table, in_use
 
 LAST = lax.ConvDimensionNumbers((0, 3, 1, 2), (3, 2, 0, 1), (0, 3, 1, 2))
 """Channels last, kernels as HWIO."""
-
-CHANNELS = 96
-"""From how many channels on another form than the backend's own pays."""
 
 Convolution = Callable[[Float[Array, "B H W I"], Float[Array, "3 3 I O"]], Float[Array, "B h w O"]]
 
@@ -30,15 +28,9 @@ Pads = tuple[tuple[int, int], ...]
 SAME: Pads = ((1, 1), (1, 1))
 """Keeps the size of a convolution of 3 x 3."""
 
-FORMS: Mapping[str, tuple[tuple[int, Convolution], ...]] = {
-    "float32": ((1024, functools.partial(winograd.convolve, form=winograd.F4)),),
-    "bfloat16": (
-        (4096, functools.partial(winograd.convolve, form=winograd.F2)),
-        (1024, functools.partial(winograd.convolve, form=winograd.F2_FEW)),
-    ),
-}
-"""By type: from how many places of all pictures on which form is the fastest. Larger tiles are too coarse in
-bfloat16."""
+FEW = 2**20
+"""Values of a block (`winograd.convolve`) for few places and many channels, where the kernel is larger than the
+picture: it is read once."""
 
 LARGEST = 2**24
 """Values of all pictures up to which other forms than the backend's own are taken: they need a few copies of them."""
@@ -68,14 +60,27 @@ def form(
     x: Sequence[int], kernel: Sequence[int], dtype: Any, stride: Strides = (1, 1), pads: Pads = SAME
 ) -> Convolution | None:
     """What to compute a convolution of these shapes by on a processor, None for the backend's own."""
-    name = np.dtype(dtype).name
-    if divided() or name not in FORMS or tuple(kernel[:2]) != (3, 3) or min(kernel[2:]) < CHANNELS:
+    name, table = np.dtype(dtype).name, in_use()
+    if divided() or name not in WEIGHTS or tuple(kernel[:2]) != (3, 3) or min(kernel[2:]) < table.channels:
         return None
     if (stride, pads) == ((1, 1), SAME):
-        for places, other in FORMS[name]:
+        for places, filtering, block in _filterings(name, table):
             if math.prod(x[:3]) >= places:
-                return other
+                return _filtered(filtering, block)
     return _taps(stride, pads) if math.prod(kernel[2:]) >= WEIGHTS[name] else None
+
+
+def _filterings(name: str, table: Table) -> tuple[tuple[int, winograd.Form, int], ...]:
+    """From how many places of all pictures on which form is the fastest, and in blocks of how many values. Larger tiles
+    are too coarse in bfloat16."""
+    if name == "float32":
+        return ((table.float32_f4, winograd.F4, table.f4_block),)
+    return (table.bfloat16_f2, winograd.F2, table.f2_block), (table.bfloat16_f2_few, winograd.F2, FEW)
+
+
+@functools.cache
+def _filtered(form: winograd.Form, block: int) -> Convolution:
+    return functools.partial(winograd.convolve, form=form, block=block)
 
 
 @functools.cache

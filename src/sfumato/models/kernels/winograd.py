@@ -38,8 +38,6 @@ class Form:
     sums: bool
     """Change the basis by sums of few parts, and multiply matrix by matrix; otherwise do each as one large product:
     with 36 parts the sums take longer than they save."""
-    block: int
-    """About how many values, of all channels, are handled at once, so that they stay in the cache."""
 
 
 F2 = Form(
@@ -47,12 +45,9 @@ F2 = Form(
     ((1, 0, -1, 0), (0, 1, 1, 0), (0, -1, 1, 0), (0, 1, 0, -1)),
     ((1, 0, 0), (1 / 2, 1 / 2, 1 / 2), (1 / 2, -1 / 2, 1 / 2), (0, 0, 1)),
     ((1, 1, 1, 0), (0, 1, -1, -1)),
-    sums=True, block=2**18,
+    sums=True,
 )  # fmt: skip
 """Four multiplications a result (section 4.1)."""
-
-F2_FEW = dc.replace(F2, block=2**20)
-"""For few places and many channels, where the kernel is larger than the picture: it is read once."""
 
 F4 = Form(
     4,
@@ -61,18 +56,18 @@ F4 = Form(
     ((1 / 4, 0, 0), (-1 / 6, -1 / 6, -1 / 6), (-1 / 6, 1 / 6, -1 / 6),
      (1 / 24, 1 / 12, 1 / 6), (1 / 24, -1 / 12, 1 / 6), (0, 0, 1)),
     ((1, 1, 1, 1, 1, 0), (0, 1, -1, 2, -2, 0), (0, 1, 1, 4, 4, 0), (0, 1, -1, 8, -8, 1)),
-    sums=False, block=2**18,
+    sums=False,
 )  # fmt: skip
 """Two and a quarter (section 4.2)."""
 
 
 def convolve(
-    x: Float[Array, "B H W I"], kernel: Float[Array, "3 3 I O"], form: Form
-) -> Float[Array, "B H W O"]:  # fmt: skip
-    """The convolution with a padding of 1, block by block of tiles."""
+    x: Float[Array, "B H W I"], kernel: Float[Array, "3 3 I O"], form: Form, block: int
+) -> Float[Array, "B H W O"]:
+    """The convolution with a padding of 1, block by block of tiles: about `block` values, of all channels, at once."""
     (batch, height, width, channels), m = x.shape, form.m
     across, down = -(-width // m), -(-height // m)
-    tiles = max(form.block // channels, 1)
+    tiles = max(block // channels, 1)
     blocks = -(-down // max(1, min(down, tiles // across)))
     rows = -(-down // blocks)
     several = _divisor(batch, tiles // (down * across)) if blocks == 1 else 1
@@ -80,7 +75,7 @@ def convolve(
     padded = jnp.pad(x, ((0, 0), (1, below), (1, right), (0, 0)))
     moved = _narrow(changed(form.kernel, kernel.reshape(9, *kernel.shape[2:]), form.sums), x.dtype)
 
-    def block(number: Array) -> Float[Array, "P h w O"]:
+    def one(number: Array) -> Float[Array, "P h w O"]:
         at = (number // blocks * several, number % blocks * (rows * m), 0, 0)
         part = lax.dynamic_slice(padded, at, (several, rows * m + 2, *padded.shape[2:]))
         lines = [part[:, i : i + (rows - 1) * m + 1 : m] for i in range(m + 2)]
@@ -92,7 +87,7 @@ def convolve(
         return made.reshape(several, rows * m, across * m, -1)
 
     count = batch // several * blocks
-    out = lax.map(block, jnp.arange(count)) if count > 1 else block(jnp.asarray(0))[None]
+    out = lax.map(one, jnp.arange(count)) if count > 1 else one(jnp.asarray(0))[None]
     out = out.reshape(batch // several, blocks, several, rows * m, across * m, -1).swapaxes(1, 2)
     return out.reshape(batch, blocks * rows * m, across * m, -1)[:, :height, :width]
 
