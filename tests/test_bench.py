@@ -7,10 +7,11 @@ import json
 import pytest
 from typer.testing import CliRunner
 
-from sfumato.bench import Figures, Times, bench
+from sfumato.bench import Figures, Times, bench, tuned
 from sfumato.cli import app
 from sfumato.cli.bench import table
 from sfumato.errors import SfumatoError
+from sfumato.models.kernels.table import Table
 
 
 @pytest.fixture(scope="module")
@@ -34,6 +35,7 @@ def test_the_record_says_what_was_measured_and_where(figures):
         == (found["program"])
     )
     assert found["machine"]["devices"][0].startswith("cpu")
+    assert found["program"]["tuned"] is None
     assert found["whole"]["least"] <= found["whole"]["median"] <= found["whole"]["most"]
 
 
@@ -45,6 +47,20 @@ def test_the_table_has_medians_and_spreads(figures):
     assert "2 pictures of 128x128, 2 steps" in text
     assert "step                       0.500 s" in text
     assert "pictures a second          1.000" in text
+    assert "\nkernels not tuned (`sfumato bench --tune`)\n" in text
+
+
+@pytest.mark.parametrize(("changes", "said"), [
+    ({"rows": 256, "query_block": 128}, "kernels tuned: query_block 128, rows 256"),
+    ({}, "kernels tuned: nothing to change"),
+])  # fmt: skip
+def test_it_says_whether_the_kernels_are_tuned(figures, monkeypatch, changes, said):
+    import dataclasses as dc
+
+    monkeypatch.setattr("sfumato.bench.measured", lambda: Table(**changes))
+    assert tuned() == changes
+    program = {**figures.program, "tuned": tuned()}
+    assert said in table(dc.replace(figures, program=program)).splitlines()
 
 
 def test_the_command_prints_json():

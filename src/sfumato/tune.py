@@ -153,7 +153,7 @@ def feed_forward(places: int, width: int, dtype: str) -> tuple[Callable[..., Any
 def convolutions(batch: int, side: int, channels: int, dtype: str) -> tuple[Callable[..., Any], tuple[Any, ...]]:
     """`LAYERS` convolutions of square pictures that keep their shape."""
     scale = (9 * channels) ** -0.5  # so that numbers stay as large as they are
-    layers = [_random((3, 3, channels, channels), dtype, seed) * scale for seed in range(LAYERS)]
+    layers = [_random((3, 3, channels, channels), dtype, seed, scale) for seed in range(LAYERS)]
 
     def call(x: Any, layers: Sequence[Any]) -> Any:
         for kernel in layers:
@@ -163,8 +163,8 @@ def convolutions(batch: int, side: int, channels: int, dtype: str) -> tuple[Call
     return call, (_random((batch, side, side, channels), dtype), layers)
 
 
-def _random(shape: tuple[int, ...], dtype: str, seed: int = 0) -> Any:
-    return jnp.asarray(np.random.default_rng(seed).standard_normal(shape, np.float32), dtype)
+def _random(shape: tuple[int, ...], dtype: str, seed: int = 0, scale: float = 1.0) -> Any:
+    return jnp.asarray(np.random.default_rng(seed).standard_normal(shape, np.float32) * scale, dtype)
 
 
 def _works(make: Callable[..., Any], sizes: Sequence[tuple[int, ...]], *dtypes: str) -> tuple[Work, ...]:

@@ -17,12 +17,8 @@ if TYPE_CHECKING:
     from sfumato.bench import Figures
     from sfumato.tune import Choice
 
-OF_BOTH = ("runs", "tune", "json")
-"""Options that `--tune` takes, too."""
-
 
 def bench(
-    context: typer.Context,
     model: Annotated[str, typer.Option("-m", "--model", help="A folder, a single-file checkpoint, a hub id, or one of "
                                        "`sfumato models`.")] = DEFAULT,
     steps: Annotated[int, typer.Option(help="Evaluations of the network.")] = 30,
@@ -41,7 +37,8 @@ def bench(
     if tune:
         from sfumato.tune import tune as measured
 
-        _nothing_else(context)
+        if (model, steps, size, count, dtype) != (DEFAULT, 30, None, 1, None):
+            raise SfumatoError("--tune measures no model, so it takes no --model, --steps, --size, --count or --dtype.")
         choices, path = measured(runs=runs, watch=lambda line: typer.echo(line, err=True))
         typer.echo(dumps([vars(choice) for choice in choices], indent=2) if json else chosen(choices, path))
         return
@@ -49,14 +46,6 @@ def bench(
 
     figures = measure(model, steps=steps, size=parsed_size(size), count=count, runs=runs, dtype=dtype, int8=int8)
     typer.echo(dumps(figures.record(), indent=2) if json else table(figures))
-
-
-def _nothing_else(context: typer.Context) -> None:
-    """Refuses options that say which model is measured, and how: with `--tune` none is."""
-    for name in context.params:
-        source = context.get_parameter_source(name)
-        if name not in OF_BOTH and source is not None and source.name != "DEFAULT":
-            raise SfumatoError(f"--tune measures no model, so it takes no --{name}.")
 
 
 def chosen(choices: Sequence[Choice], path: Path) -> str:

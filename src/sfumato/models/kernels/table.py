@@ -55,11 +55,11 @@ class Table:
 
 
 PLACES = (256, 1024, 4096, NEVER)
-BLOCKS = (2**16, 2**17, 2**18, 2**19)
 
 VALUES: Mapping[str, tuple[int, ...]] = {
     "query_block": (128, 256, 512, 1024), "rows": (128, 256, 512, 1024, 2048), "channels": (64, 96, 128, 192),
-    "float32_f4": PLACES, "f4_block": BLOCKS, "bfloat16_f2": PLACES, "f2_block": BLOCKS, "bfloat16_f2_few": PLACES,
+    "float32_f4": PLACES, "f4_block": (2**15, 2**16, 2**17, 2**18),
+    "bfloat16_f2": PLACES, "f2_block": (2**16, 2**17, 2**18, 2**19), "bfloat16_f2_few": PLACES,
 }  # fmt: skip
 """What each number may be: with each of these the kernels are tested, and no file brings in another."""
 
