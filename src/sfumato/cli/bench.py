@@ -37,8 +37,10 @@ def bench(
     if tune:
         from sfumato.tune import tune as measured
 
-        if (model, steps, size, count, dtype) != (DEFAULT, 30, None, 1, None):
-            raise SfumatoError("--tune measures no model, so it takes no --model, --steps, --size, --count or --dtype.")
+        if (model, steps, size, count, dtype, int8) != (DEFAULT, 30, None, 1, None, False):
+            raise SfumatoError(
+                "--tune measures no model, so it takes no --model, --steps, --size, --count, --dtype or --int8."
+            )
         choices, path = measured(runs=runs, watch=lambda line: typer.echo(line, err=True))
         typer.echo(dumps([vars(choice) for choice in choices], indent=2) if json else chosen(choices, path))
         return
