@@ -63,3 +63,10 @@ def enable_cache() -> None:
     jax.config.update("jax_compilation_cache_dir", str(folder))
     if BOUND.upper() not in os.environ:
         jax.config.update(BOUND, KEPT_FROM)
+
+
+def enabled_folder() -> Path | None:
+    """The cache folder if compiled programs are kept there in this process; None before `enable_cache`, too."""
+    folder = cache_folder()
+    used = jax.config.jax_compilation_cache_dir  # pyright: ignore[reportAttributeAccessIssue]
+    return folder if folder is not None and used == str(folder / "compiled") else None

@@ -16,6 +16,7 @@ from jaxtyping import Array, Float, UInt8
 from sfumato.controls.base import COND, UNCOND
 from sfumato.errors import SfumatoError
 from sfumato.io.family import Family
+from sfumato.kept import Kept
 from sfumato.model import Model
 from sfumato.models.clip import TextFeatures
 from sfumato.models.tiling import sliced, tiled_decode, tiled_encode
@@ -142,12 +143,12 @@ def encode_image(vae: AutoencoderKL, pixels: Any, tiled: bool) -> Float[Array, "
     return _encode(vae, jnp.asarray(pixels), tiled)
 
 
-@functools.partial(jax.jit, static_argnames="tiled")
+@functools.partial(Kept, static_argnames="tiled")
 def _encode(vae: AutoencoderKL, pixels: Float[Array, "B H W 3"], tiled: bool) -> Float[Array, "B h w C"]:
     return sliced(functools.partial(tiled_encode, vae) if tiled else vae.encode, pixels)
 
 
-@functools.partial(jax.jit, static_argnames=("tiled", "mesh"))
+@functools.partial(Kept, static_argnames=("tiled", "mesh"))
 def decode(
     vae: AutoencoderKL, latents: Float[Array, "B h w C"], tiled: bool, mesh: Mesh | None = None
 ) -> UInt8[Array, "B H W 3"]:

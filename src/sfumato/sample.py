@@ -21,6 +21,7 @@ from jaxtyping import Array, Bool, Float
 
 from sfumato.controls.base import COND, UNCOND, Control, Env, Latents, batched
 from sfumato.errors import SfumatoError
+from sfumato.kept import Kept
 from sfumato.models.attention import Taps
 from sfumato.models.unet import UNet
 from sfumato.samplers.base import Sampler
@@ -55,11 +56,12 @@ def sample(
     carry = start(sampler, controls, x)
     for asleep, active in parts:
         rows = dc.replace(steps, active=jnp.asarray(active))
-        carry = _stretch(unet, sampler, rows, controls, carry, base, prediction, mesh, asleep)
+        flat = _stretch(unet, sampler, rows, controls, carry, base, prediction, mesh, asleep)
+        carry = jax.tree.unflatten(jax.tree.structure(carry), flat)
     return carry[0]
 
 
-@functools.partial(jax.jit, static_argnames=("sampler", "prediction", "mesh", "asleep"), donate_argnames="x")
+@functools.partial(Kept, static_argnames=("sampler", "prediction", "mesh", "asleep"), donate_argnames="x")
 def _whole(
     unet: UNet, sampler: Sampler, steps: Step, controls: tuple[Control, ...], x: Latents,
     base: Mapping[str, Conditioning], prediction: str, mesh: Mesh | None, asleep: Asleep,
@@ -72,17 +74,17 @@ def _whole(
     return divided(run, mesh, unet, steps, controls, x, base)
 
 
-@functools.partial(jax.jit, static_argnames=("sampler", "prediction", "mesh", "asleep"))
+@functools.partial(Kept, static_argnames=("sampler", "prediction", "mesh", "asleep"))
 def _stretch(
     unet: UNet, sampler: Sampler, steps: Step, controls: tuple[Control, ...], carry: Carry,
     base: Mapping[str, Conditioning], prediction: str, mesh: Mesh | None, asleep: Asleep,
-) -> Carry:  # fmt: skip
-    """The active rows of a part of the way."""
+) -> list[Array]:  # fmt: skip
+    """The active rows of a part of the way; flat is what is carried on."""
 
     def run(unet: UNet, steps: Step, controls: tuple[Control, ...], carry: Carry, base: Any) -> Carry:
         return _scanned(unet, sampler, steps, controls, carry, base, prediction, asleep)
 
-    return divided(run, mesh, unet, steps, controls, carry, base)
+    return jax.tree.leaves(divided(run, mesh, unet, steps, controls, carry, base))
 
 
 def _scanned(
@@ -130,24 +132,26 @@ def sample_rows(
     # Numbers are cut out here and not on the device, where each cut would be a program of its own.
     columns = _on_host(steps)
     leaves, tree = jax.tree.flatten((unet, controls, base))  # once: of a network it takes milliseconds
+    one_row, structure = _one_row.way(leaves, carry), jax.tree.structure(carry)
     for index, asleep in _asleep(controls, base, columns):
         step = jax.tree.map(lambda column, index=index: column[index, ...], dc.replace(columns, noise=steps.noise))
-        carry = _one_row(leaves, tree, sampler, step, carry, prediction, mesh, asleep)
+        flat = one_row(leaves, tree, sampler, step, carry, prediction, mesh, asleep)
+        carry = jax.tree.unflatten(structure, flat)
         yield carry[0]
 
 
-@functools.partial(jax.jit, static_argnames=("tree", "sampler", "prediction", "mesh", "asleep"))
+@functools.partial(Kept, static_argnames=("tree", "sampler", "prediction", "mesh", "asleep"))
 def _one_row(
     leaves: Sequence[Array], tree: Any, sampler: Sampler, step: Step, carry: Carry,
     prediction: str, mesh: Mesh | None, asleep: Asleep,
-) -> Carry:  # fmt: skip
-    """A row; network, controls and conditionings come flat."""
+) -> list[Array]:  # fmt: skip
+    """A row; network, controls and conditionings come flat, and flat is what is carried on."""
 
     def run(unet: UNet, step: Step, controls: tuple[Control, ...], carry: Carry, base: Any) -> Carry:
         return row(unet, sampler, controls, base, prediction, asleep, carry, step)
 
     unet, controls, base = jax.tree.unflatten(tree, leaves)
-    return divided(run, mesh, unet, step, controls, carry, base)
+    return jax.tree.leaves(divided(run, mesh, unet, step, controls, carry, base))
 
 
 def start(sampler: Sampler, controls: Sequence[Control], x: Latents) -> Carry:

@@ -22,7 +22,6 @@ import re
 import warnings
 from collections.abc import Mapping, Sequence
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Float32, Int, Int32
@@ -30,6 +29,7 @@ from jaxtyping import Array, Float, Float32, Int, Int32
 from sfumato.errors import SfumatoError
 from sfumato.io.family import Family
 from sfumato.io.load import tokenizer_name
+from sfumato.kept import Kept
 from sfumato.model import Model
 from sfumato.models.clip import ClipTextEncoder, TextFeatures
 from sfumato.text.tokenizer import Tokenizer, TruncationWarning, Word
@@ -218,18 +218,19 @@ def encode_prompt(model: Model, tokens: Mapping[str, Tokens], *, clip_skip: int 
         if not 0 <= clip_skip <= most:
             raise SfumatoError(f"clip_skip={clip_skip} does not fit the text encoder, which allows 0 to {most}.")
     encoders = [model.text_encoders[name] for name in sorted(model.text_encoders)]
-    return _encode_all(encoders, [tokens[name] for name in sorted(tokens)], skip + clip_skip, normalize)
+    return TextFeatures(*_encode_all(encoders, [tokens[name] for name in sorted(tokens)], skip + clip_skip, normalize))
 
 
-@functools.partial(jax.jit, static_argnums=(2, 3))
+@functools.partial(Kept, static_argnums=(2, 3))
 def _encode_all(
     encoders: list[ClipTextEncoder], tokens: list[Tokens], skip: int, normalize: bool
-) -> TextFeatures:  # fmt: skip
+) -> tuple[Float[Array, "B L D"], Float[Array, "B P"] | None]:  # fmt: skip
+    """The fields of TextFeatures."""
     pairs = zip(encoders, tokens, strict=True)
     features = [
         encode(encoder, jnp.asarray(each.ids), jnp.asarray(each.weights), skip, normalize) for encoder, each in pairs
     ]
-    return TextFeatures(jnp.concatenate([each.hidden for each in features], axis=-1), features[-1].pooled)
+    return jnp.concatenate([each.hidden for each in features], axis=-1), features[-1].pooled
 
 
 def encode(

@@ -1,0 +1,127 @@
+"""Traced programs are kept between processes: a later one neither traces nor lowers them, but reads a file.
+
+jax keeps what the compiler makes (`sfumato.cache`), which leaves Python's share of a start: tracing a network and
+writing it down for the compiler. Its result, StableHLO by `jax.export`, lies beside the compiled programs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import os
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+from jax.core import Tracer
+
+from sfumato.cache import enabled_folder
+from sfumato.errors import SfumatoError
+from sfumato.fingerprint import Unstable, fingerprint
+from sfumato.image import write_atomically
+
+MOST = 100
+"""Programs that are kept; one has a third of a megabyte. Of more, those go that were not used for longest."""
+
+
+class Kept:
+    """`jax.jit(function, **options)`, whose program is read from disk where a former process has left it.
+
+    Arguments are given by position. What `function` returns is arrays, in tuples, lists and dictionaries if there are
+    several. A call goes the ordinary way where compiled programs are not kept or several devices are at hand; if its
+    arrays are being traced (what is read cannot be differentiated or vectorized); and if something in the program has
+    no stable name (`sfumato.fingerprint`), such as a network, control or sampler of the user's own.
+    """
+
+    def __init__(self, function: Callable[..., Any], **options: Any):
+        self.function, self.options = function, options
+        self.plain = jax.jit(function, **options)
+        """The ordinary way."""
+        functools.update_wrapper(self, function)
+
+    @functools.cached_property
+    def recalled(self) -> Any:
+        """The same with the program of the disk inside: jax finds it again as it finds a trace."""
+        recalled = functools.wraps(self.function)(lambda *args: self._recalled(args))
+        # What comes out of such a program is bound to its device. With a place for all that goes in, too, it is one
+        # program whether an argument is bound or not.
+        place = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+        return jax.jit(recalled, in_shardings=place, **self.options)
+
+    def __call__(self, *args: Any) -> Any:
+        return self.way(*args)(*args)
+
+    def lower(self, *args: Any) -> jax.stages.Lowered:
+        """As of `jax.jit`."""
+        return self.way(*args).lower(*args)
+
+    def way(self, *args: Any) -> Any:
+        """`recalled` or `plain`, whichever suits such arguments: for a caller with many calls of one kind."""
+        if enabled_folder() is None or jax.device_count() > 1:
+            return self.plain
+        here = {jax.local_devices()[0]}
+        for leaf in jax.tree.leaves(args):
+            if _traced(leaf) or (isinstance(leaf, jax.Array) and leaf.devices() != here):
+                return self.plain
+        return self.recalled
+
+    def _recalled(self, args: tuple[Any, ...]) -> Any:
+        """`function(*args)` in a trace, by the program on disk; without one it is made and left there."""
+        leaves, tree = jax.tree.flatten(args)
+        folder, program = enabled_folder(), None
+        with contextlib.suppress(Unstable):
+            key = fingerprint(self, tree, [jax.typeof(leaf) if _traced(leaf) else leaf for leaf in leaves])
+            if folder is not None:
+                path = folder / "traced" / f"{self.function.__name__}-{key}"
+                program = _read(path) or self._made(leaves, tree, path)
+        return program.call(*filter(_traced, leaves)) if program else self.function(*args)
+
+    def _made(self, leaves: list[Any], tree: Any, path: Path) -> jax.export.Exported | None:
+        """The program of these arguments, now on disk; None for one with a part that cannot be written down."""
+
+        def flat(*arrays: Any) -> Any:
+            # Flat, because a file has names for lists and tuples, and none for networks.
+            given = iter(arrays)
+            return self.function(*tree.unflatten(next(given) if _traced(leaf) else leaf for leaf in leaves))
+
+        kinds = map(jax.typeof, filter(_traced, leaves))
+        shapes = [jax.ShapeDtypeStruct(kind.shape, kind.dtype, weak_type=kind.weak_type) for kind in kinds]
+        traced = jax.jit(flat)
+        traced.trace(*shapes)  # what the function refuses, it refuses here; jax remembers the trace
+        try:
+            program = jax.export.export(traced)(*shapes)
+        except ValueError:  # a call into this process, or of a library that may change
+            return None
+        _write(path, program)
+        return program
+
+
+def _traced(leaf: Any) -> bool:
+    return isinstance(leaf, Tracer)
+
+
+def _read(path: Path) -> jax.export.Exported | None:
+    """The program in a file; None if there is none or not a whole one."""
+    try:
+        content = path.read_bytes()
+        os.utime(path)
+    except OSError:
+        return None
+    check, program = content[:32], content[32:]
+    return jax.export.deserialize(bytearray(program)) if hashlib.sha256(program).digest() == check else None
+
+
+def _write(path: Path, program: jax.export.Exported) -> None:
+    """Leaves a program for later processes, and drops what is too many. A full disk is a warning."""
+    content = bytes(program.serialize())
+    try:
+        path.parent.mkdir(mode=0o700, exist_ok=True)  # as of the compiled ones
+        write_atomically(path, lambda file: file.write(hashlib.sha256(content).digest() + content))
+    except (OSError, SfumatoError) as error:
+        warnings.warn(f"A traced program is not kept ({error}).", stacklevel=2)
+    with contextlib.suppress(OSError):  # another process may be dropping the same ones
+        for each in sorted(path.parent.iterdir(), key=lambda each: each.stat().st_mtime)[:-MOST]:
+            each.unlink()
