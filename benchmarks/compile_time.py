@@ -3,7 +3,8 @@
     python benchmarks/compile_time.py [--dtype bfloat16] [--runs 3] [--controlnet]
 
 Each run is a process of its own that traces, lowers and compiles the loop of 20 steps with guidance: with an empty
-cache of compiled programs, and then with what that left behind. Prints the first, and medians of the others.
+cache of programs, and then with what that left behind, where tracing is reading. Prints the first, and medians of the
+others.
 """
 
 from __future__ import annotations

@@ -93,7 +93,7 @@ class Kept:
         traced.trace(*shapes)  # what the function refuses, it refuses here; jax remembers the trace
         try:
             program = jax.export.export(traced)(*shapes)
-        except ValueError:  # a call into this process, or of a library that may change
+        except (ValueError, NotImplementedError):  # a call into this process, or of a library that may change
             return None
         _write(path, program)
         return program
