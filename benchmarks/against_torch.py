@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import ctypes
 import dataclasses as dc
+import functools
 import gc
 import json
 import os
@@ -30,6 +31,7 @@ import jax.numpy as jnp
 import numpy as np
 import torch
 
+from sfumato import compiler
 from sfumato.bench import timed
 
 SD15 = {"cross_attention_dim": 768, "sample_size": 64}
@@ -124,7 +126,7 @@ def unet(args: argparse.Namespace, controlled: bool = False) -> Pair:
         net = twin(ControlNet, from_dict(ControlNetConfig, shared), their_net)
         picture = rng.uniform(size=(2, 8 * args.size, 8 * args.size, 3)).astype(np.float32)
 
-    @jax.jit
+    @functools.partial(jax.jit, compiler_options=compiler.options())
     def step(ours: Any, net: Any, x: Any, picture: Any) -> Any:
         seen = cond if net is None else dc.replace(cond, residuals=net(x, jnp.float32(500), cond, picture))
         return ours(x, jnp.float32(500), seen).eps
@@ -163,7 +165,7 @@ def decode(args: argparse.Namespace) -> Pair:
     theirs = module(Theirs, VAE, args.dtype)
     ours = twin(AutoencoderKL, from_dict(VAEConfig, VAE | {"force_upcast": False, "scaling_factor": 1.0}), theirs)
     x = np.random.default_rng(0).standard_normal((1, args.size, args.size, 4), np.float32)
-    run = jax.jit(lambda vae, x: vae.decode(x))
+    run = jax.jit(lambda vae, x: vae.decode(x), compiler_options=compiler.options())
     latents, at = first(x, args.dtype), jnp.asarray(x, args.dtype)
     compiled = torch.compile(theirs.decode) if args.compile else None
     return Pair(

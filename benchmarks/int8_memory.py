@@ -23,6 +23,7 @@ import numpy as np
 from flax import nnx
 from train_memory import networks
 
+from sfumato import compiler
 from sfumato.bench import timed
 from sfumato.quantize import KEPT, quantized
 from sfumato.types import Conditioning
@@ -53,7 +54,7 @@ def sizes(dtype: str, size: int) -> dict[str, tuple[float, float]]:
     at = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((2, size, size, 4), (2, 77, 768), (4,))]
     found = {}
     for name, net in (("floats", unet), ("int8", jax.eval_shape(quantized, unet))):
-        analysis = jax.jit(run).lower(net, *at).compile().memory_analysis()
+        analysis = jax.jit(run, compiler_options=compiler.options()).lower(net, *at).compile().memory_analysis()
         assert analysis is not None, "this backend does not tell"
         held = sum(a.size * a.dtype.itemsize for a in jax.tree.leaves(net))
         found[name] = held / 2**30, analysis.temp_size_in_bytes / 2**30
@@ -69,7 +70,7 @@ def seconds(dtype: str, size: int, runs: int) -> dict[str, float]:
         return jnp.asarray(scale * rng.standard_normal(shape.shape, np.float32), dtype)
 
     unet = jax.tree.map(draw, networks(small=False)["unet"])
-    nets, call = {"floats": unet, "int8": quantized(unet)}, jax.jit(step)
+    nets, call = {"floats": unet, "int8": quantized(unet)}, jax.jit(step, compiler_options=compiler.options())
     at = [jnp.asarray(rng.standard_normal(shape), jnp.float32) for shape in ((2, size, size, 4), (2, 77, 768))]
     times: dict[str, list[float]] = {name: [] for name in nets}
     for turn in range(runs + 1):
@@ -100,7 +101,7 @@ def errors() -> dict[str, list[float]]:
     texts = ["red apple, noto", "a pink tropical fish, fluent 3d style", "a panda, noto style", "a blue car"]
     context = encode_prompt(model, tokenize_prompt(model, texts)).hidden
     x = jnp.asarray(np.random.default_rng(0).standard_normal((4, 16, 16, model.unet.config.in_channels)), jnp.float32)
-    call = jax.jit(step)
+    call = jax.jit(step, compiler_options=compiler.options())
 
     def predicted(unet: Any) -> list[Any]:
         return [call(unet, x, jnp.float32(t), context) for t in TIMES]

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from sfumato import compiler
 from sfumato.models.layers import abstract
 from sfumato.models.tiling import tiled_decode
 from sfumato.models.vae import AutoencoderKL, VAEConfig
@@ -32,7 +33,7 @@ def working_memory(fn: Callable[[AutoencoderKL, Array], Array], size: int) -> in
     """Bytes that decoding a picture of `size` x `size` pixels needs beside weights, latents and picture."""
     vae = abstract(AutoencoderKL, SD)
     latents = jax.ShapeDtypeStruct((1, size // 8, size // 8, 4), jnp.float32)
-    analysis = jax.jit(fn).lower(vae, latents).compile().memory_analysis()
+    analysis = jax.jit(fn, compiler_options=compiler.options()).lower(vae, latents).compile().memory_analysis()
     assert analysis is not None, "this backend does not tell"
     return analysis.temp_size_in_bytes
 

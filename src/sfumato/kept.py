@@ -18,17 +18,20 @@ from typing import Any
 import jax
 from jax.core import Tracer
 
+from sfumato import compiler
 from sfumato.cache import enabled_folder
 from sfumato.errors import SfumatoError
 from sfumato.fingerprint import Unstable, fingerprint
 from sfumato.image import write_atomically
+from sfumato.models.kernels.table import in_use
 
 MOST = 100
 """Programs that are kept; one has a third of a megabyte. Of more, those go that were not used for longest."""
 
 
 class Kept:
-    """`jax.jit(function, **options)`, whose program is read from disk where a former process has left it.
+    """`jax.jit(function, **options)`, whose program is read from disk where a former process has left it. The
+    compiler is told `sfumato.compiler.options`.
 
     Arguments are given by position. What `function` returns is arrays, in tuples, lists and dictionaries if there are
     several. A call goes the ordinary way where compiled programs are not kept or several devices are at hand; if its
@@ -38,9 +41,12 @@ class Kept:
 
     def __init__(self, function: Callable[..., Any], **options: Any):
         self.function, self.options = function, options
-        self.plain = jax.jit(function, **options)
-        """The ordinary way."""
         functools.update_wrapper(self, function)
+
+    @functools.cached_property
+    def plain(self) -> Any:
+        """The ordinary way."""
+        return jax.jit(self.function, compiler_options=compiler.options(), **self.options)
 
     @functools.cached_property
     def recalled(self) -> Any:
@@ -49,7 +55,7 @@ class Kept:
         # What comes out of such a program is bound to its device. With a place for all that goes in, too, it is one
         # program whether an argument is bound or not.
         place = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-        return jax.jit(recalled, in_shardings=place, **self.options)
+        return jax.jit(recalled, in_shardings=place, compiler_options=compiler.options(), **self.options)
 
     def __call__(self, *args: Any) -> Any:
         return self.way(*args)(*args)
@@ -73,7 +79,7 @@ class Kept:
         leaves, tree = jax.tree.flatten(args)
         folder, program = enabled_folder(), None
         with contextlib.suppress(Unstable):
-            key = fingerprint(self, tree, [jax.typeof(leaf) if _traced(leaf) else leaf for leaf in leaves])
+            key = fingerprint(self, in_use(), tree, [jax.typeof(leaf) if _traced(leaf) else leaf for leaf in leaves])
             if folder is not None:
                 path = folder / "traced" / f"{self.function.__name__}-{key}"
                 program = _read(path) or self._made(leaves, tree, path)

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from sfumato.models.int8 import Int8, after, is_int8, rounded
+from sfumato.models.int8 import Int8, is_int8, rounded
+from sfumato.models.kernels import after
 from sfumato.models.layers import conv, linear
 
 from oracle import assert_close, fresh

@@ -10,6 +10,8 @@ from flax import nnx
 from jaxtyping import Array, Float, Float32
 from jaxtyping import Int8 as Whole
 
+from sfumato.models import kernels
+
 LARGEST = 127
 """Kernels are symmetric: -128 is not used."""
 
@@ -38,7 +40,7 @@ class Int8(nnx.Module):
 
     def restored(self, x: Float[Array, "B *space I"]) -> Any:
         """The ordinary layer for an input, in its type."""
-        whole = after(x, self.kernel[...])
+        whole = kernels.after(x, self.kernel[...])
         return _with_kernel(self.layer, (whole * self.scale[...]).astype(x.dtype))
 
     def __call__(self, x: Float[Array, "B *space I"]) -> Float[Array, "B *space2 O"]:
@@ -52,17 +54,6 @@ def rounded(kernel: Float[Array, "*space I O"]) -> tuple[Whole[Array, "*space I 
     wide = kernel.astype(jnp.float32)
     scale = jnp.abs(wide).max(range(kernel.ndim - 1)) / LARGEST
     return jnp.round(wide / jnp.where(scale > 0, scale, 1)).astype(jnp.int8), scale
-
-
-def after(x: Float[Array, "*space"], whole: Whole[Array, "*shape"]) -> Whole[Array, "*shape"]:
-    """`whole`, but only once `x` is there.
-
-    Left to itself the compiler turns back the kernels of all layers before the first is needed, and before a loop that
-    needs them again, so that they take more memory than floats would. `jax.lax.optimization_barrier` says the same, but
-    the CPU compiler drops it; this it cannot see through: what is added is zero for every number (and for NaN).
-    """
-    first = x[(0,) * x.ndim]
-    return whole + ((first < 0) & (first > 0)).astype(whole.dtype)
 
 
 def is_int8(network: nnx.Module) -> bool:

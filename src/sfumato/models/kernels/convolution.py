@@ -32,7 +32,7 @@ FEW = 2**20
 """Values of a block (`winograd.convolve`) for few places and many channels, where the kernel is larger than the
 picture: it is read once."""
 
-LARGEST = 2**24
+LARGEST = 2**26
 """Values of all pictures up to which other forms than the backend's own are taken: they need a few copies of them."""
 
 WEIGHTS: Mapping[str, int] = {"float32": 2**20, "bfloat16": 0}

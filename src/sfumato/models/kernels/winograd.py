@@ -18,6 +18,8 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
 
+from sfumato.models.kernels.order import after
+
 Matrix = tuple[tuple[float, ...], ...]
 Parts = Any
 """Arrays of one shape: a list of them, or one array of them all, stacked."""
@@ -73,7 +75,8 @@ def convolve(
     several = _divisor(batch, tiles // (down * across)) if blocks == 1 else 1
     right, below = across * m + 1 - width, blocks * rows * m + 1 - height
     padded = jnp.pad(x, ((0, 0), (1, below), (1, right), (0, 0)))
-    moved = _narrow(changed(form.kernel, kernel.reshape(9, *kernel.shape[2:]), form.sums), x.dtype)
+    kernel = after(x, kernel).reshape(9, *kernel.shape[2:])
+    moved = _narrow(changed(form.kernel, kernel, form.sums), x.dtype)
 
     def one(number: Array) -> Float[Array, "P h w O"]:
         at = (number // blocks * several, number % blocks * (rows * m), 0, 0)
