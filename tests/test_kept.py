@@ -108,6 +108,13 @@ def test_an_edit_of_any_file_changes_the_code(tmp_path, monkeypatch):
     assert fingerprint._code.__wrapped__() != before
 
 
+def test_an_edit_under_a_running_process_keeps_nothing(files, monkeypatch):
+    """Its programs may be those of the old files."""
+    monkeypatch.setattr(fingerprint, "LOADED", fingerprint.LOADED[1:])
+    scaled(*arguments())
+    assert files() == []
+
+
 @pytest.mark.parametrize(
     "broken", [b"", b"no program", lambda whole: whole[:-1], lambda whole: whole[:99] + b"?" + whole[100:]],
     ids=["empty", "foreign", "cut", "changed"],

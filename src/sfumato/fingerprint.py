@@ -39,21 +39,32 @@ class Unstable(Exception):
 def fingerprint(*parts: Any) -> str:
     """64 hexadecimal digits of `parts`, of sfumato's code and version, the libraries', jax's settings and the device.
 
-    Raises Unstable.
+    Raises Unstable, also if sfumato was edited while this process runs: it may go by the old files or by the new ones.
     """
-    settings = dict(jax.config.values)
-    return hashlib.sha256(
-        repr([described(each) for each in (_code(), _device(), settings, *parts)]).encode()
-    ).hexdigest()
+    if _stamps() != LOADED:
+        raise Unstable("sfumato's own files")
+    everything = _code(), _device(), jax.config.values, *parts
+    return hashlib.sha256(repr(described(everything)).encode()).hexdigest()
+
+
+def _files() -> list[Path]:
+    return sorted(Path(__file__).parent.rglob("*.py"))
+
+
+def _stamps() -> list[tuple[Path, int]]:
+    return [(path, path.stat().st_mtime_ns) for path in _files()]
+
+
+LOADED = _stamps()
+"""When each of sfumato's files was last changed as this process began."""
 
 
 @functools.cache
 def _code() -> tuple[str, ...]:
     """Versions, and a digest of sfumato's own files: whoever changes one of them gets no program of the old ones."""
     digest = hashlib.sha256()
-    package = Path(__file__).parent
-    for path in sorted(package.rglob("*.py")):
-        digest.update(f"{path.relative_to(package)}:{path.stat().st_size}:".encode() + path.read_bytes())
+    for path in _files():
+        digest.update(f"{path.relative_to(Path(__file__).parent)}:{path.stat().st_size}:".encode() + path.read_bytes())
     return __version__, digest.hexdigest(), *map(version, LIBRARIES)
 
 
