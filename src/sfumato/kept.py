@@ -30,8 +30,8 @@ MOST = 100
 
 
 class Kept:
-    """`jax.jit(function, **options)`, whose program is read from disk where a former process has left it. The
-    compiler is told `sfumato.compiler.options`.
+    """`jax.jit(function, **options)`, whose program is read from disk where a former process has left it.
+    With `late` the compiler orders its work by memory (`sfumato.compiler`), for functions that no other program calls.
 
     Arguments are given by position. What `function` returns is arrays, in tuples, lists and dictionaries if there are
     several. A call goes the ordinary way where compiled programs are not kept or several devices are at hand; if its
@@ -39,14 +39,14 @@ class Kept:
     no stable name (`sfumato.fingerprint`), such as a network, control or sampler of the user's own.
     """
 
-    def __init__(self, function: Callable[..., Any], **options: Any):
-        self.function, self.options = function, options
+    def __init__(self, function: Callable[..., Any], *, late: bool = False, **options: Any):
+        self.function, self.late, self.options = function, late, options
         functools.update_wrapper(self, function)
 
     @functools.cached_property
     def plain(self) -> Any:
         """The ordinary way."""
-        return jax.jit(self.function, compiler_options=compiler.options(), **self.options)
+        return self._compiled(self.function)
 
     @functools.cached_property
     def recalled(self) -> Any:
@@ -55,7 +55,10 @@ class Kept:
         # What comes out of such a program is bound to its device. With a place for all that goes in, too, it is one
         # program whether an argument is bound or not.
         place = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-        return jax.jit(recalled, in_shardings=place, compiler_options=compiler.options(), **self.options)
+        return self._compiled(recalled, in_shardings=place)
+
+    def _compiled(self, function: Callable[..., Any], **further: Any) -> Any:
+        return jax.jit(function, compiler_options=compiler.options() if self.late else None, **self.options, **further)
 
     def __call__(self, *args: Any) -> Any:
         return self.way(*args)(*args)
