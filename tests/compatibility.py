@@ -52,6 +52,8 @@ TECHNIQUES = (
     Technique("PAG", row="PAG"),
     Technique("Attend-and-Excite", row="Attend-and-Excite"),
     Technique("Pix2Pix-Zero", tuple(kind for kind in KINDS if kind not in INSTRUCT), "Pix2Pix-Zero"),
+    Technique("DeepCache", row="DeepCache"),
+    Technique("token merging", row="token merging"),
     Technique("LoRA"),
     Technique("Textual Inversion"),
 )

@@ -23,13 +23,14 @@ from sfumato.samplers import DDIM
 
 from drive import pictures, prepared
 from pipelines import small
-from table import PROMPTS, cfg, controlnet, inpaint
+from table import PROMPTS, cfg, controlnet, deepcache, inpaint, token_merging
 
 COLLECTIVES = r"\b(all-reduce|all-gather|all-to-all|collective-permute|reduce-scatter|collective-broadcast)"
 
 
 def controls(chosen: Any) -> Any:
-    return (*cfg("sd1"), *controlnet("sd1", pictures=chosen), *inpaint("sd1", pictures=chosen))
+    per_picture = (*controlnet("sd1", pictures=chosen), *inpaint("sd1", pictures=chosen))
+    return (*cfg("sd1"), *per_picture, *deepcache("sd1"), *token_merging("sd1"))
 
 
 def differences(model: sfumato.Model) -> dict[str, float]:

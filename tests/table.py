@@ -17,11 +17,13 @@ from sfumato import (
     SEGA,
     AttendAndExcite,
     ControlNet,
+    DeepCache,
     Depth,
     Edit,
     Inpaint,
     InstructPix2Pix,
     Pix2PixZero,
+    TokenMerging,
     Window,
 )  # fmt: skip
 from sfumato.controls import Control
@@ -53,6 +55,8 @@ class Row:
     """Changes that make it do nothing; None if there are none."""
     windowed: bool = False
     """Whether it takes the change `window`."""
+    saves: bool = False
+    """Whether it is there to compute less, and not more."""
 
     def both(self, kind: str, variant: int = 0, pictures: Sequence[int] = ALL, **changes: Any) -> Controls:
         return (*self.beside(kind, variant, pictures), *self.make(kind, variant, pictures, **changes))
@@ -136,6 +140,15 @@ def instruct_pix2pix(kind, variant=0, pictures=ALL) -> Controls:
     return (InstructPix2Pix(drawings(variant, pictures), *((1.5, 7.5), (3.0, 4.0))[variant]),)
 
 
+def deepcache(kind, variant=0, pictures=ALL, every=None, window=None) -> Controls:
+    window = (OPEN, Window(0.2, 0.9))[variant] if window is None else window
+    return (DeepCache((2, 3)[variant] if every is None else every, window=window),)
+
+
+def token_merging(kind, variant=0, pictures=ALL, window=None) -> Controls:
+    return (TokenMerging(0.5, (OPEN, Window(0.2, 0.9))[variant] if window is None else window),)
+
+
 TABLE = [
     Row("CFG", ("sd1", "sdxl"), cfg, nothing, neutral={"scale": 1.0}),
     Row("CFG, rescaled", ("sd1",), rescaled, nothing, neutral={"scale": 1.0, "rescale": 0.0}),
@@ -151,6 +164,8 @@ TABLE = [
     Row("Pix2Pix-Zero", ("sd1", "sdxl"), pix2pix_zero, cfg, neutral={"same": True, "amount": 0.0}),
     Row("Depth", ("sd2-depth",), depth, cfg),
     Row("InstructPix2Pix", ("instruct-pix2pix", "sdxl-instruct"), instruct_pix2pix, nothing),
+    Row("DeepCache", ("sd1", "sdxl"), deepcache, cfg, neutral={"every": 1}, windowed=True, saves=True),
+    Row("token merging", ("sd1", "sdxl"), token_merging, cfg, neutral={"window": CLOSED}, windowed=True, saves=True),
 ]
 
 

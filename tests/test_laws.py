@@ -50,7 +50,7 @@ def test_outside_of_its_window_is_absent(row, kind, models):
     np.testing.assert_array_equal(pictures(model, row.both(kind, window=CLOSED)), without)
 
 
-@over_table(lambda row: row.windowed)
+@over_table(lambda row: row.windowed and not row.saves)
 def test_outside_of_its_window_it_costs_nothing(row, kind, models):
     """Every execution of a network is counted: the UNet's, and those of the control's own."""
     model = dc.replace(models(kind), unet=counted(models(kind).unet))

@@ -26,11 +26,13 @@ if TYPE_CHECKING:
         AttendAndExcite,
         Control,
         ControlNet,
+        DeepCache,
         Depth,
         Edit,
         Inpaint,
         InstructPix2Pix,
         Pix2PixZero,
+        TokenMerging,
     )
     from sfumato.errors import FileError, MismatchError, SfumatoError
     from sfumato.generate import Cancelled, generate
@@ -52,8 +54,8 @@ _HOMES = {
     "adapters.textual_inversion": ("Embedding", "load_embedding", "save_embedding"),
     "annotators": ("annotate", "annotators"),
     "controls": (
-        "CFG", "PAG", "SAG", "SEGA", "AttendAndExcite", "Control", "ControlNet", "Depth", "Edit", "Inpaint",
-        "InstructPix2Pix", "Pix2PixZero",
+        "CFG", "PAG", "SAG", "SEGA", "AttendAndExcite", "Control", "ControlNet", "DeepCache", "Depth",
+        "Edit", "Inpaint", "InstructPix2Pix", "Pix2PixZero", "TokenMerging",
     ),
     "errors": ("FileError", "MismatchError", "SfumatoError"),
     "generate": ("Cancelled", "generate"),
@@ -70,11 +72,11 @@ _HOMES = {
 _MODULE_OF = {name: module for module, names in _HOMES.items() for name in names}
 
 __all__ = [
-    "CFG", "PAG", "SAG", "SEGA", "AttendAndExcite", "Cancelled", "Conditioning", "Control", "ControlNet", "Depth",
-    "Edit", "Embedding", "FileError", "Images", "Inpaint", "InstructPix2Pix", "Lora", "MismatchError", "Model",
-    "Picture", "Pix2PixZero", "Prediction", "Residuals", "Schedule", "SfumatoError", "Window", "__version__",
-    "annotate", "annotators", "blank", "generate", "inspect", "invert", "load", "load_controlnet", "load_embedding",
-    "load_lora", "quantize", "save", "save_embedding", "save_lora",
+    "CFG", "PAG", "SAG", "SEGA", "AttendAndExcite", "Cancelled", "Conditioning", "Control", "ControlNet",
+    "DeepCache", "Depth", "Edit", "Embedding", "FileError", "Images", "Inpaint", "InstructPix2Pix", "Lora",
+    "MismatchError", "Model", "Picture", "Pix2PixZero", "Prediction", "Residuals", "Schedule", "SfumatoError",
+    "TokenMerging", "Window", "__version__", "annotate", "annotators", "blank", "generate", "inspect", "invert", "load",
+    "load_controlnet", "load_embedding", "load_lora", "quantize", "save", "save_embedding", "save_lora",
 ]  # fmt: skip
 
 

@@ -14,6 +14,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, UInt8
 
 from sfumato.controls.base import COND, UNCOND
+from sfumato.division import BATCH
 from sfumato.errors import SfumatoError
 from sfumato.io.family import Family
 from sfumato.kept import Kept
@@ -22,7 +23,6 @@ from sfumato.models.clip import TextFeatures
 from sfumato.models.tiling import sliced, tiled_decode, tiled_encode
 from sfumato.models.vae import AutoencoderKL
 from sfumato.plan import Plan
-from sfumato.sample import BATCH
 from sfumato.samplers.base import Sampler, Table
 from sfumato.text.prompt import encode_prompt, tokenize_prompt
 from sfumato.types import Conditioning

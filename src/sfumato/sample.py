@@ -10,16 +10,17 @@ from __future__ import annotations
 
 import dataclasses as dc
 import functools
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, PartitionSpec
+from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float
 
 from sfumato.controls.base import COND, UNCOND, Control, Env, Latents, batched
+from sfumato.division import divided
 from sfumato.errors import SfumatoError
 from sfumato.kept import Kept
 from sfumato.models.attention import Taps
@@ -30,9 +31,6 @@ from sfumato.types import Conditioning, Prediction, Step
 
 Carry = tuple[Latents, Any, tuple[Any, ...]]
 """Latents, what the sampler remembers, what each control carries."""
-
-BATCH = "batch"
-"""The mesh axis over which pictures are divided."""
 
 
 Asleep = frozenset[str]
@@ -53,7 +51,7 @@ def sample(
     parts = stretches(controls, base, steps)
     if len(parts) == 1:
         return _whole(unet, sampler, steps, controls, x, base, prediction, mesh, parts[0][0])
-    carry = start(sampler, controls, x)
+    carry = start(unet, sampler, controls, base, prediction, steps, x)
     for asleep, active in parts:
         rows = dc.replace(steps, active=jnp.asarray(active))
         flat = _stretch(unet, sampler, rows, controls, carry, base, prediction, mesh, asleep)
@@ -69,7 +67,8 @@ def _whole(
     """All rows, where the same branches are asleep in each."""
 
     def run(unet: UNet, steps: Step, controls: tuple[Control, ...], x: Latents, base: Any) -> Latents:
-        return _scanned(unet, sampler, steps, controls, start(sampler, controls, x), base, prediction, asleep)[0]
+        begin = start(unet, sampler, controls, base, prediction, steps, x)
+        return _scanned(unet, sampler, steps, controls, begin, base, prediction, asleep)[0]
 
     return divided(run, mesh, unet, steps, controls, x, base)
 
@@ -123,20 +122,26 @@ def _on_host(steps: Step) -> Step:
     return jax.tree.map(np.asarray, dc.replace(steps, noise=None))
 
 
+def _cut(columns: Step, index: int) -> Step:
+    """A row of a table."""
+    return jax.tree.map(lambda column: column[index, ...], columns)
+
+
 def sample_rows(
     unet: UNet, sampler: Sampler, steps: Step, controls: tuple[Control, ...], x: Latents,
     base: Mapping[str, Conditioning], prediction: str, mesh: Mesh | None = None,
 ) -> Iterator[Latents]:  # fmt: skip
     """As `sample`, one row at a time: yields the latents after each active row."""
-    carry = start(sampler, controls, x)
     # Numbers are cut out here and not on the device, where each cut would be a program of its own.
     columns = _on_host(steps)
+    rows = list(_asleep(controls, base, columns))
+    columns = dc.replace(columns, noise=steps.noise)
+    carry = start(unet, sampler, controls, base, prediction, steps, x)
     leaves, tree = jax.tree.flatten((unet, controls, base))  # once: of a network it takes milliseconds
     one_row, structure = _one_row.way(leaves, carry), jax.tree.structure(carry)
-    for index, asleep in _asleep(controls, base, columns):
-        step = jax.tree.map(lambda column, index=index: column[index, ...], dc.replace(columns, noise=steps.noise))
-        flat = one_row(leaves, tree, sampler, step, carry, prediction, mesh, asleep)
-        carry = jax.tree.unflatten(structure, flat)
+    for index, asleep in rows:
+        step = _cut(columns, index)
+        carry = jax.tree.unflatten(structure, one_row(leaves, tree, sampler, step, carry, prediction, mesh, asleep))
         yield carry[0]
 
 
@@ -154,10 +159,21 @@ def _one_row(
     return jax.tree.leaves(divided(run, mesh, unet, step, controls, carry, base))
 
 
-def start(sampler: Sampler, controls: Sequence[Control], x: Latents) -> Carry:
+def start(
+    unet: UNet, sampler: Sampler, controls: tuple[Control, ...], base: Mapping[str, Conditioning], prediction: str,
+    steps: Step, x: Latents,
+) -> Carry:  # fmt: skip
     """What the loop begins with."""
     memory = sampler.init(x)
-    return x, memory, tuple(control.init(x, memory) for control in controls)
+    states = tuple(control.init(x, memory) for control in controls)
+    if any(state is None for state in states):
+        step = jax.eval_shape(lambda steps: _cut(steps, 0), steps)
+        shapes = _traced_row.eval_shape(unet, sampler, controls, base, prediction, AWAKE, step, (x, memory, states))[-1]
+        states = tuple(
+            jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shape) if state is None else state
+            for state, shape in zip(states, shapes, strict=True)
+        )
+    return x, memory, states
 
 
 def row(
@@ -178,8 +194,12 @@ def active_row(
     branches = {name: cond for name, cond in all_branches(controls, base).items() if name not in asleep}
     taps = frozenset().union(*(control.taps for control in controls))
 
-    def evaluate(xs: Mapping[str, Latents], taps: Taps | Collection[str] = ()) -> dict[str, Prediction]:
+    def evaluate(
+        xs: Mapping[str, Latents], taps: Taps | Collection[str] = (), states: Sequence[Any] = ()
+    ) -> dict[str, Prediction]:
         conds = {name: branches[name] for name in xs}
+        for control, state in zip(controls, states, strict=False):  # none outside of the row's own evaluation
+            conds = control.recall(conds, step, state)
         for control in controls:
             conds = control.condition(conds, xs, step)
         return batched(lambda x, cond: unet(x, step.t, cond, taps), xs, conds)
@@ -206,7 +226,7 @@ def active_row(
     for control, state in zip(controls, states, strict=True):
         xs, state = control.steer(env, xs, step, state)
         after.append(state)
-    preds = evaluate(xs, taps)
+    preds = evaluate(xs, taps, after)
     out = preds[COND].eps
     for i, control in enumerate(controls):
         difference, after[i] = control.guide(env, preds, xs, step, after[i])
@@ -215,6 +235,10 @@ def active_row(
     for i, control in enumerate(controls):
         x, after[i] = control.project(x, step, after[i])
     return x, memory, tuple(after)
+
+
+_traced_row = jax.jit(active_row, static_argnames=("sampler", "prediction", "asleep"))
+"""For its shapes alone, which jax remembers."""
 
 
 def all_branches(controls: Sequence[Control], base: Mapping[str, Conditioning]) -> dict[str, Conditioning]:
@@ -244,55 +268,6 @@ def check_together(controls: Sequence[Control], prepared: Sequence[Control]) -> 
     setters = [name for control, name in zip(prepared, names, strict=True) if control.sets_channels]
     if len(setters) > 1:
         raise SfumatoError(f"{setters[0]} and {setters[1]} both set the extra input channels of the network.")
-
-
-def divided(
-    run: Callable[..., Any],
-    mesh: Mesh | None,
-    unet: UNet,
-    steps: Step,
-    controls: Sequence[Control],
-    carry: Any,
-    base: Any,
-) -> Any:
-    """`run(unet, steps, controls, carry, base)` with the pictures divided over `mesh`; each device runs alone.
-
-    Its result has the pictures as first axis of every array that has an axis.
-    """
-    if mesh is None:
-        return run(unet, steps, controls, carry, base)
-    paths, tree = jax.tree.flatten_with_path((unet, steps, controls, carry, base))
-    specs = [_place(path, leaf, controls) for path, leaf in paths]
-    results: list[Any] = []
-
-    def flat(*leaves: Array) -> list[Array]:
-        out, structure = jax.tree.flatten(run(*jax.tree.unflatten(tree, leaves)))
-        results[:] = [structure]
-        return out
-
-    # The result is like the carry, or like its first part, the latents.
-    shapes = [leaf for path, leaf in paths if path[0].idx == 3]
-    out_specs = [_by_picture(leaf) for leaf in shapes]
-    out = jax.shard_map(flat, mesh=mesh, in_specs=tuple(specs), out_specs=out_specs, check_vma=False)(
-        *(leaf for _, leaf in paths)
-    )
-    return jax.tree.unflatten(results[0], out)
-
-
-def _place(path: Any, leaf: Array, controls: Sequence[Control]) -> PartitionSpec:
-    """How an argument of the loop lies on the devices: divided by pictures, or whole on each."""
-    argument = ("unet", "steps", "controls", "carry", "base")[path[0].idx]
-    if argument in ("carry", "base"):
-        return _by_picture(leaf)
-    if argument == "steps" and path[1].name == "noise":
-        return PartitionSpec(*[None] * (leaf.ndim - 4), BATCH)
-    if argument == "controls" and path[2].name in controls[path[1].idx].per_picture:
-        return PartitionSpec(BATCH)
-    return PartitionSpec()
-
-
-def _by_picture(leaf: Array) -> PartitionSpec:
-    return PartitionSpec(BATCH) if jnp.ndim(leaf) else PartitionSpec()
 
 
 def initial(

@@ -42,6 +42,32 @@ class Residuals:
     mid: Float[Array, "B _ _ _"]
 
 
+Deep = tuple[Float[Array, "B H W F"], dict[str, Float[Array, "B _ _ _"]]]
+"""What the deeper part of a UNet has made in an evaluation, for later ones to go on with: what the outermost layers on
+the way up begin with, residuals of ControlNets included, and the attention maps that were asked for in that part."""
+
+
+@pytree
+class Reuse:
+    """Says that a network may leave out its deeper part (DeepCache, arXiv:2312.00858)."""
+
+    full: Bool[Array, ""]
+    """Whether it is computed all the same."""
+    kept: Deep | None
+    """What takes its place otherwise; None if nothing is there yet, and for a ControlNet, which adds nothing there."""
+    layers: int = static(default=2)
+    """How many layers of the last level on the way up are computed in any case, and what they need on the way down."""
+
+
+@pytree
+class Merging:
+    """Says that similar tokens are merged in self-attention at the highest resolution (arXiv:2303.17604)."""
+
+    on: Bool[Array, ""]
+    ratio: float = static(default=0.5)
+    """The share of tokens that go; it sets shapes, and is part of the program."""
+
+
 @pytree
 class Conditioning:
     """All that the UNet sees besides the latents and the time."""
@@ -58,6 +84,10 @@ class Conditioning:
     """The sum of what all ControlNets add."""
     guidance: Float[Array, "B G"] | None = None
     """Distilled models: the embedding of the guidance scale."""
+    reuse: Reuse | None = None
+    """One for all rows, but for what was kept."""
+    merging: Merging | None = None
+    """One for all rows."""
 
 
 @pytree
@@ -68,6 +98,8 @@ class Prediction:
     """The raw output in the model's own terms (noise, velocity or clean latents), float32."""
     taps: dict[str, Float[Array, "B _ _ _"]]
     """Attention probabilities [B N Q K] of the layers that were asked for, by checkpoint path, float32."""
+    kept: Deep | None = None
+    """What its deeper part has made, or what took its place, if the conditioning has `reuse`."""
 
 
 @pytree

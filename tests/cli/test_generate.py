@@ -138,6 +138,16 @@ def test_int8_kernels_draw_nearly_the_same(place, tmp_path):
     assert 0 < apart.mean() < 5
 
 
+def test_faster(place, tmp_path):
+    plain, faster = tmp_path / "plain.png", tmp_path / "faster.png"
+    assert generate("-o", str(plain), steps=4).returncode == 0
+    done = generate("-o", str(faster), "--deepcache", "2", "--token-merging", "0.5", "--json", steps=4)
+    (_, cache, merging) = json.loads(done.stdout)["controls"]
+    assert (cache["name"], cache["every"]) == ("DeepCache", 2)
+    assert (merging["name"], merging["ratio"]) == ("TokenMerging", 0.5)
+    assert (pixels(plain) != pixels(faster)).any()
+
+
 @pytest.mark.slow
 def test_ctrl_c_leaves_nothing(place, tmp_path):
     out = tmp_path / "fox.png"
@@ -173,6 +183,8 @@ GOOD = ["-o", "out.png"]
     ([*GOOD, "--size", "17x16"], "the nearest sizes are 16x16 and 18x16."),
     ([*GOOD, "--sampler", "eular"], "Unknown sampler 'eular'; known are, for example, euler"),
     ([*GOOD, "--guidance", "nan"], "--guidance must be a finite number, not nan."),
+    ([*GOOD, "--deepcache", "0"], "--deepcache must be a whole number from 1 on, not 0."),
+    ([*GOOD, "--token-merging", "0.9"], "--token-merging must lie in [0, 0.75], not be 0.9."),
     ([*GOOD, "--image", "none.png"], "none.png is not there."),
     ([*GOOD, "--image", "text.png"], "text.png is not a picture in a known format."),
     ([*GOOD, "--strength", "0.5"], "so it needs --image and no --mask."),

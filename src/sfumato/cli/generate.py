@@ -54,6 +54,10 @@ def generate(
     guidance: Annotated[float | None, typer.Option(help="How closely to follow the prompt; 1 is no guidance. 7.5, or "
                                                    "what the model says.")] = None,
     rescale: Annotated[float, typer.Option(help="Share, 0 to 1, of the correction for too strong contrast.")] = 0.0,
+    deepcache: Annotated[int | None, typer.Option(metavar="N", help="Faster, not exact: compute the deeper part of the "
+                                                  "network in every Nth step alone, such as 3.")] = None,
+    token_merging: Annotated[float | None, typer.Option(metavar="SHARE", help="Faster, not exact: merge that share of "
+                                                        "tokens in large attention layers, such as 0.5.")] = None,
     size: Annotated[str | None, typer.Option(metavar="WxH", help="Such as 768x512; the model's own.")] = None,
     seed: Annotated[int, typer.Option(help="Of the first picture; the others follow.")] = 0,
     count: Annotated[int, typer.Option("-n", "--count", help="How many pictures.")] = 1,
@@ -70,6 +74,7 @@ def generate(
     """Make pictures: `sfumato generate "a red fox" -o fox.png`."""
     try:
         controls = [_control(text, model) for text in control or ()]
+        faster = _faster(deepcache, token_merging)
         adapters = [parse_lora(text) for text in lora or ()], list(embedding or ())
         _check(out, sampler, seed, count, steps, batch, guidance, rescale, image, strength, mask, grid)
         settings: dict[str, Any] = {
@@ -78,7 +83,7 @@ def generate(
         }  # fmt: skip
         if image is not None and mask is None:
             settings |= {"image": image, "strength": 0.8 if strength is None else strength}
-        _run(prompt, model, controls, (image, mask) if image and mask else None, (guidance, rescale), settings,
+        _run(prompt, model, controls, faster, (image, mask) if image and mask else None, (guidance, rescale), settings,
              {"dtype": dtype, "vae": vae}, adapters, int8, out, grid, json, quiet)  # fmt: skip
     except KeyboardInterrupt:
         typer.echo("sfumato: Interrupted.", err=True)
@@ -86,7 +91,7 @@ def generate(
 
 
 def _run(
-    prompt: str, source: str, nets: list[_Control], inpaint: tuple[Path, Path] | None,
+    prompt: str, source: str, nets: list[_Control], faster: list[Any], inpaint: tuple[Path, Path] | None,
     guidance: tuple[float | None, float],
     settings: dict[str, Any], how: dict[str, Any], adapters: tuple[list[tuple[str, float]], list[str]], int8: bool,
     out: Path, grid: bool, json: bool, quiet: bool,
@@ -105,7 +110,7 @@ def _run(
     model = prepared(adapted(sfumato.load(source, **how), *adapters))
     scale, rescale = guidance
     scale = model.guidance if scale is None else scale
-    controls: list[Any] = [] if scale == 1 else [sfumato.CFG(scale, rescale)]
+    controls: list[Any] = faster if scale == 1 else [sfumato.CFG(scale, rescale), *faster]
     if inpaint is not None:
         controls.append(sfumato.Inpaint(*inpaint))
     for one in nets:
@@ -127,6 +132,22 @@ def _run(
         typer.echo("\n".join(map(str, files)))
         if source == DEFAULT:
             watch.say(NEXT)
+
+
+def _faster(deepcache: int | None, token_merging: float | None) -> list[Any]:
+    """The controls that save time. Raises SfumatoError for what they do not take, before anything is loaded."""
+    found: list[Any] = []
+    if deepcache is not None:
+        from sfumato.controls import DeepCache
+        from sfumato.controls.check import whole
+
+        found.append(DeepCache(int(whole("--deepcache", deepcache, 1))))
+    if token_merging is not None:
+        from sfumato.controls import token_merging as merging
+        from sfumato.controls.check import finite
+
+        found.append(merging.TokenMerging(finite("--token-merging", token_merging, 0, merging.MOST)))
+    return found
 
 
 @dc.dataclass(frozen=True)

@@ -4,6 +4,7 @@ from sfumato.controls.attend_and_excite import AttendAndExcite
 from sfumato.controls.base import Control, Env, Request
 from sfumato.controls.cfg import CFG
 from sfumato.controls.controlnet import ControlNet
+from sfumato.controls.deepcache import DeepCache
 from sfumato.controls.depth import Depth
 from sfumato.controls.inpaint import Inpaint
 from sfumato.controls.instruct_pix2pix import InstructPix2Pix
@@ -11,6 +12,7 @@ from sfumato.controls.pag import PAG
 from sfumato.controls.pix2pix_zero import Pix2PixZero
 from sfumato.controls.sag import SAG
 from sfumato.controls.sega import SEGA, Edit
+from sfumato.controls.token_merging import TokenMerging
 
 __all__ = [
     "CFG",
@@ -20,6 +22,7 @@ __all__ = [
     "AttendAndExcite",
     "Control",
     "ControlNet",
+    "DeepCache",
     "Depth",
     "Edit",
     "Env",
@@ -27,4 +30,5 @@ __all__ = [
     "InstructPix2Pix",
     "Pix2PixZero",
     "Request",
+    "TokenMerging",
 ]

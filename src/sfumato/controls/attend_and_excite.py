@@ -14,7 +14,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from sfumato.controls.base import COND, Control, Env, Latents, Request, State
 from sfumato.controls.blur import blurred
-from sfumato.controls.check import finite, number
+from sfumato.controls.check import finite, number, whole
 from sfumato.errors import SfumatoError
 from sfumato.io.family import Family
 from sfumato.models.unet import UNet
@@ -88,8 +88,8 @@ class AttendAndExcite(Control):
         rows, thresholds = self._thresholds()
         return Excitement(
             jnp.asarray(words), jnp.asarray(text), jnp.asarray(rows), jnp.asarray(thresholds),
-            jnp.asarray(_whole("AttendAndExcite's steps", self.steps)), number("AttendAndExcite's scale", self.scale),
-            jnp.asarray(_whole("AttendAndExcite's max_iterations", self.max_iterations)), layers, level,
+            jnp.asarray(whole("AttendAndExcite's steps", self.steps)), number("AttendAndExcite's scale", self.scale),
+            jnp.asarray(whole("AttendAndExcite's max_iterations", self.max_iterations)), layers, level,
         )  # fmt: skip
 
     def _lists(self, pictures: int) -> list[Sequence[str]]:
@@ -112,7 +112,7 @@ class AttendAndExcite(Control):
         if not isinstance(self.thresholds, Mapping):
             kind = type(self.thresholds).__name__
             raise SfumatoError(f"AttendAndExcite's thresholds are {{row: share}}, such as {{10: 0.5}}, not a {kind}.")
-        rows = [_whole("A row of AttendAndExcite's thresholds", row) for row in self.thresholds]
+        rows = [whole("A row of AttendAndExcite's thresholds", row) for row in self.thresholds]
         values = [finite(f"AttendAndExcite's threshold of row {row}", T, 0, 1) for row, T in self.thresholds.items()]
         return np.array(rows, np.int32), np.array(values, np.float32)
 
@@ -185,12 +185,10 @@ def layers_near(unet: UNet, level: int) -> tuple[int, tuple[str, ...]]:
 
     Raises SfumatoError if there is none at all.
     """
-    last, found = len(unet.config.block_out_channels) - 1, {}
+    found = {}
     for path in unet.attention_paths():
-        block, index = path.split(".")[:2]
-        own = last if block == "mid_block" else int(index) if block == "down_blocks" else last - int(index)
         if path.endswith(".attn2"):
-            found.setdefault(own, []).append(path)
+            found.setdefault(unet.level(path), []).append(path)
     if not found:
         raise SfumatoError("AttendAndExcite looks at the attention to the text, and this network has none.")
     nearest = min(found, key=lambda own: abs(own - level))
@@ -200,10 +198,3 @@ def layers_near(unet: UNet, level: int) -> tuple[int, tuple[str, ...]]:
 def _are(value: Any, kind: Any) -> bool:
     """Whether it is a list of at least one, all of this kind."""
     return isinstance(value, list | tuple) and bool(value) and all(isinstance(each, kind) for each in value)
-
-
-def _whole(what: str, value: Any) -> Int[np.ndarray, ""] | np.int32:
-    """The number, a leaf of the loop. Raises SfumatoError for what is no whole number from 0 on."""
-    if not isinstance(value, int | np.integer) or isinstance(value, bool) or value < 0:
-        raise SfumatoError(f"{what} must be a whole number from 0 on, not {value!r}.")
-    return np.int32(min(value, np.iinfo(np.int32).max))

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import dataclasses as dc
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, cast
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, UInt8
 
+from sfumato.gate import gate as gate  # for controls, beside what else they are made of
 from sfumato.types import Conditioning, Prediction, Step
 
 if TYPE_CHECKING:
     from sfumato.model import Model
 
-T = TypeVar("T")
 Latents = Float[Array, "B H W C"]
 State = Any
 """What a control carries from row to row: a pytree."""
@@ -116,7 +116,10 @@ class Control:
         return pictures
 
     def init(self, x: Latents, memory: State) -> State:
-        """Its slot in what the loop carries; `memory` is what the sampler begins with."""
+        """Its slot in what the loop carries; `memory` is what the sampler begins with.
+
+        None if its form is known only after a row: it begins with zeros of what `guide` makes of None.
+        """
         return ()
 
     def branches(self, base: Mapping[str, Conditioning]) -> dict[str, Conditioning]:
@@ -134,6 +137,11 @@ class Control:
         """
         looks = type(self).steer is not Control.steer or type(self).guide is not Control.guide
         return np.full(np.shape(steps.t), looks)
+
+    def recall(self, conds: dict[str, Conditioning], step: Step, state: State) -> dict[str, Conditioning]:
+        """Adds to what the network sees in the evaluation of the row itself, not in those of `Env`, what the control
+        has kept of earlier rows. Comes before `condition`."""
+        return conds
 
     def condition(
         self, conds: dict[str, Conditioning], xs: Mapping[str, Latents], step: Step
@@ -162,29 +170,17 @@ class Control:
         return x, state
 
 
-def gate(on: Bool[Array, ""], call: Callable[[], T]) -> T:
-    """`call()` while `on`, otherwise zeros of its shape: costs nothing at run time while it is off."""
-    structure = []
-
-    @jax.jit  # so that it is traced once, for its shapes and for its branch
-    def leaves() -> list[Array]:
-        flat, tree = jax.tree.flatten(call())
-        structure[:] = [tree]
-        return flat
-
-    shapes = jax.eval_shape(leaves)
-    flat = jax.lax.cond(on, leaves, lambda: [jnp.zeros(shape.shape, shape.dtype) for shape in shapes])
-    return jax.tree.unflatten(structure[0], flat)
-
-
 def batched(call: Callable[..., Any], *branches: Mapping[str, Any]) -> dict[str, Any]:
     """One call over the rows of every branch: {name: rows} -> {name: results}.
 
-    The rows of a picture lie next to each other, so that a batch divided among devices stays where it is.
+    The rows of a picture lie next to each other, so that a batch divided among devices stays where it is. A scalar is
+    one for all branches.
     """
     names = list(branches[0])
 
     def join(*rows: Array) -> Array:
+        if not rows[0].ndim:
+            return rows[0]
         return jnp.stack(rows, axis=1).reshape(-1, *rows[0].shape[1:])
 
     def part(index: int) -> Callable[[Array], Array]:

@@ -33,6 +33,13 @@ def number(what: str, value: Any, low: float = -math.inf, high: float = math.inf
     return jnp.asarray(np.float32(finite(what, value, low, high)))  # jnp.float32 would compile a conversion
 
 
+def whole(what: str, value: Any, low: int = 0) -> np.int32:
+    """The number, cut to what an int32 holds. Raises SfumatoError for what is no whole number from `low` on."""
+    if not isinstance(value, int | np.integer) or isinstance(value, bool) or value < low:
+        raise SfumatoError(f"{what} must be a whole number from {low} on, not {value!r}.")
+    return np.int32(min(value, np.iinfo(np.int32).max))
+
+
 def window(what: str, value: Window) -> Window:
     """The window with float32 ends. Raises SfumatoError unless 0 <= start <= stop <= 1."""
     start = finite(f"The start of {what}", value.start, 0, 1)

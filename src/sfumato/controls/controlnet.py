@@ -59,7 +59,7 @@ class ControlNet(Control):
             return self.net(x, step.t, cond, image)
 
         def on() -> dict[str, Residuals]:
-            plain = {name: dc.replace(conds[name], channels=None, residuals=None) for name in names}
+            plain = {name: plainly(conds[name]) for name in names}
             found = batched(run, {name: xs[name] for name in names}, plain, dict.fromkeys(names, self.image))
             return jax.tree.map(lambda r: r.astype(jnp.promote_types(r.dtype, jnp.float32)), found)
 
@@ -81,3 +81,9 @@ class ControlNet(Control):
             before = [*cond.residuals.down, cond.residuals.mid]
             layers = [layer + other for layer, other in zip(layers, before, strict=True)]
         return Residuals(tuple(layers[:-1]), layers[-1])
+
+
+def plainly(cond: Conditioning) -> Conditioning:
+    """What a ControlNet sees of a conditioning: the texts, and whether only its outermost part is needed."""
+    reuse = cond.reuse and dc.replace(cond.reuse, kept=None)
+    return dc.replace(cond, channels=None, residuals=None, merging=None, reuse=reuse)

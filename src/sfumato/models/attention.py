@@ -19,10 +19,12 @@ from jaxtyping import Array, Float
 
 from sfumato.models import kernels
 from sfumato.models.layers import GroupNorm, Identity, conv, gelu, layer_norm, linear
+from sfumato.models.merging import Merge
 
 Map = Float[Array, "B N Q K"]
 Tap = Callable[[Map], Map]
-Taps = Mapping[str, Tap]
+Taps = Mapping[str, Tap | Merge]
+"""Taps by path; in the place of one there may be a `Merge`, which goes round the layer and gives no map."""
 Maps = dict[str, Float[Array, "B _ _ _"]]
 NO_TAPS: Taps = {}
 
@@ -71,8 +73,10 @@ class Attention(nnx.Module):
         self.to_out = nnx.List([linear(width, width, rngs=rngs)])
 
     def __call__(
-        self, x: Float[Array, "B Q D"], context: Float[Array, "B K F"] | None = None, tap: Tap | None = None
+        self, x: Float[Array, "B Q D"], context: Float[Array, "B K F"] | None = None, tap: Tap | Merge | None = None
     ) -> tuple[Float[Array, "B Q D"], Float[Array, "B N Q K"] | None]:
+        if isinstance(tap, Merge):
+            return tap(lambda x: self(x, context)[0], x), None
         context = x if context is None else context
         q, k, v = (self._split(y) for y in (self.to_q(x), self.to_k(context), self.to_v(context)))
         if tap:

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
+from sfumato.gate import gate
 from sfumato.models.config import ControlNetConfig
 from sfumato.models.layers import conv
 from sfumato.models.unet import Encoder
@@ -56,14 +57,22 @@ class ControlNet(Encoder):
         """What this net adds to the UNet at strength 1.
 
         `x` are the same noisy latents as the UNet's (without its extra channels), `image` the control picture in
-        [0, 1] at pixel size. Residuals are [B 1 1 C] where the net averages them over the picture.
+        [0, 1] at pixel size. Residuals are [B 1 1 C] where the net averages them over the picture. Where the UNet
+        leaves out its deeper part (`cond.reuse`), so does this net, and what it adds there means nothing.
         """
         if self.config.controlnet_conditioning_channel_order == "bgr":
             image = image[..., ::-1]
         t = jnp.broadcast_to(t, x.shape[:1])
         emb = self.embed(self.config, t, cond)
         h = self.conv_in(x.astype(self.dtype)) + self.controlnet_cond_embedding(image.astype(self.dtype))
-        skips, mid, _ = self.encode(h, emb, cond.context.astype(self.dtype))
+        context, layers = cond.context.astype(self.dtype), cond.reuse.layers if cond.reuse else 1
+        skips, _ = self.outside(h, emb, context, layers=layers)
+
+        def deep() -> tuple[list[Array], Array]:
+            return self.inside(skips[-1], emb, context, layers=layers)[:2]
+
+        more, mid = gate(cond.reuse.full, deep) if cond.reuse else deep()
+        skips = skips + more
         down = [zero(skip) for zero, skip in zip(self.controlnet_down_blocks, skips, strict=True)]
         mid = self.controlnet_mid_block(mid)
         if self.config.global_pool_conditions:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -14,8 +14,9 @@ from sfumato.models.attention import NO_TAPS, Maps, Taps, above, as_taps, below
 from sfumato.models.config import EncoderConfig, UNetConfig
 from sfumato.models.embeddings import TextEmbedding, TimeEmbedding, sinusoidal
 from sfumato.models.layers import GroupNorm, conv
+from sfumato.models.merging import Merge
 from sfumato.models.unet_blocks import DownBlock, MidBlock, UpBlock
-from sfumato.types import Conditioning, Prediction
+from sfumato.types import Conditioning, Deep, Merging, Prediction
 
 
 class Encoder(nnx.Module):
@@ -62,16 +63,34 @@ class Encoder(nnx.Module):
         self, x: Float[Array, "B H W C"], emb: Float[Array, "B M"], context: Float[Array, "B L D"], taps: Taps = NO_TAPS
     ) -> tuple[list[Array], Array, Maps]:
         """From the output of `conv_in` to (all skip connections, output of the middle block, attention maps)."""
+        skips, maps = self.outside(x, emb, context, taps)
+        more, mid, got = self.inside(skips[-1], emb, context, taps)
+        return skips + more, mid, maps | got
+
+    def outside(
+        self, x: Float[Array, "B H W C"], emb: Float[Array, "B M"], context: Float[Array, "B L D"],
+        taps: Taps = NO_TAPS, layers: int = 1,
+    ) -> tuple[list[Array], Maps]:  # fmt: skip
+        """The first part of `encode`: the skip connections that the last `layers` on the way up take."""
+        name = "down_blocks.0"
+        new, got = self.down_blocks[0].layers(x, emb, context, below(taps, name), self.remat, range(layers - 1))
+        return [x, *new], above(name, got)
+
+    def inside(
+        self, x: Float[Array, "B H W C"], emb: Float[Array, "B M"], context: Float[Array, "B L D"],
+        taps: Taps = NO_TAPS, layers: int = 1,
+    ) -> tuple[list[Array], Array, Maps]:  # fmt: skip
+        """The rest of `encode`, from the last result of `outside`."""
         skips, maps = [x], {}
         for i, block in enumerate(self.down_blocks):
-            name = f"down_blocks.{i}"
-            new, got = block(skips[-1], emb, context, below(taps, name), self.remat)
+            name, first = f"down_blocks.{i}", 0 if i else layers - 1
+            new, got = block(skips[-1], emb, context, below(taps, name), self.remat, first)
             skips, maps = skips + new, maps | above(name, got)
         mid = skips[-1]
         if hasattr(self, "mid_block"):
             mid, got = self.mid_block(mid, emb, context, below(taps, "mid_block"), self.remat)
             maps |= above("mid_block", got)
-        return skips, mid, maps
+        return skips[1:], mid, maps
 
 
 class UNet(Encoder):
@@ -94,7 +113,8 @@ class UNet(Encoder):
 
         `x` are latents at height H and width W of latent size; `t` is the time step in the training schedule's
         numbering, one for all rows or one a row, and need not be whole; `taps` names the attention layers whose maps
-        are wanted, by checkpoint path, or has a function for each that changes its map.
+        are wanted, by checkpoint path, or has a function for each that changes its map. A layer whose map is wanted
+        merges no tokens (`cond.merging`).
         Raises SfumatoError for channels or taps that the network does not have.
         """
         taps = as_taps(taps)
@@ -104,16 +124,31 @@ class UNet(Encoder):
         emb = self.embed(self.config, t, cond)
         if cond.channels is not None:
             x = jnp.concatenate([x, cond.channels.astype(x.dtype)], axis=-1)
-        skips, h, maps = self.encode(self.conv_in(x.astype(self.dtype)), emb, context, taps)
-        if cond.residuals is not None:
-            skips = [skip + more.astype(self.dtype) for skip, more in zip(skips, cond.residuals.down, strict=True)]
-            h = h + cond.residuals.mid.astype(self.dtype)
-        for i, block in enumerate(self.up_blocks):
-            name = f"up_blocks.{i}"
-            h, got = block(h, skips, emb, context, below(taps, name), self.remat)
-            maps |= above(name, got)
+        if cond.merging is not None:
+            taps = {**self._merged(cond.merging, (x.shape[1], x.shape[2])), **taps}
+        reuse = cond.reuse
+        layers = 1 if reuse is None else reuse.layers
+        own, maps = self.outside(self.conv_in(x.astype(self.dtype)), emb, context, taps, layers)
+        skips = self._sum(own, cond.residuals and cond.residuals.down[:layers])
+
+        def deep() -> Deep:
+            more, h, maps = self.inside(own[-1], emb, context, taps, layers)
+            more = [*skips, *self._sum(more, cond.residuals and cond.residuals.down[layers:])]
+            (h,) = self._sum([h], cond.residuals and (cond.residuals.mid,))
+            last = len(self.up_blocks) - 1
+            for i, block in enumerate(self.up_blocks):
+                name, part = f"up_blocks.{i}", slice(-layers) if i == last else slice(None)
+                h, got = block(h, more, emb, context, below(taps, name), self.remat, part)
+                maps |= above(name, got)
+            return h, maps
+
+        had = reuse and reuse.kept
+        h, deep_maps = kept = deep() if reuse is None or had is None else jax.lax.cond(reuse.full, deep, lambda: had)
+        name = f"up_blocks.{len(self.up_blocks) - 1}"
+        h, got = self.up_blocks[-1](h, skips, emb, context, below(taps, name), self.remat, slice(-layers, None))
         out = self.conv_out(jax.nn.silu(self.conv_norm_out(h)))
-        return Prediction(out.astype(jnp.promote_types(self.dtype, jnp.float32)), maps)
+        out = out.astype(jnp.promote_types(self.dtype, jnp.float32))
+        return Prediction(out, maps | deep_maps | above(name, got), kept if reuse else None)
 
     def attention_paths(self) -> tuple[str, ...]:
         """The checkpoint paths of all attention layers, in the order of the forward pass: what may be tapped."""
@@ -135,6 +170,28 @@ class UNet(Encoder):
         for i, block in enumerate(self.up_blocks):
             visit(f"up_blocks.{i}", len(block.resnets) * hasattr(block, "attentions"), last - i)
         return tuple(paths)
+
+    def level(self, path: str) -> int:
+        """How many times the latents are halved at a layer, by its checkpoint path."""
+        last = len(self.config.block_out_channels) - 1
+        block, index = path.split(".")[:2]
+        return last if block == "mid_block" else int(index) if block == "down_blocks" else last - int(index)
+
+    def _merged(self, merging: Merging, size: tuple[int, int]) -> dict[str, Merge]:
+        """What takes the place of taps at the self-attention layers of the highest resolution."""
+        levels = {path: self.level(path) for path in self.attention_paths() if path.endswith(".attn1")}
+        highest = min(levels.values())
+        for _ in range(highest):  # halved, rounding up, or down where there is no padding
+            up = bool(self.config.downsample_padding)
+            size = (size[0] + up) // 2, (size[1] + up) // 2
+        merge = Merge(merging.on, merging.ratio, size)
+        return {path: merge for path, level in levels.items() if level == highest}
+
+    def _sum(self, skips: list[Array], residuals: Sequence[Array] | None) -> list[Array]:
+        """Skips with their residuals, in the type of the network."""
+        if residuals is None:
+            return list(skips)
+        return [skip + more.astype(self.dtype) for skip, more in zip(skips, residuals, strict=True)]
 
     def _check(self, x: Array, cond: Conditioning, taps: Taps) -> None:
         extra = 0 if cond.channels is None else cond.channels.shape[-1]

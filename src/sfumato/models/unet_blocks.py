@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from flax import nnx
 from jax import numpy as jnp
 from jaxtyping import Array, Float
@@ -34,7 +36,7 @@ class Level(nnx.Module):
     attentions: nnx.List[Transformer]
     """Not there in a level without attention."""
 
-    def _layer(self, i: int, x: Array, emb: Array, context: Array, taps: Taps, remat: bool) -> tuple[Array, Maps]:
+    def layer(self, i: int, x: Array, emb: Array, context: Array, taps: Taps, remat: bool) -> tuple[Array, Maps]:
         x = maybe_remat(remat, lambda block, x, emb: block(x, emb))(self.resnets[i], x, emb)
         if not hasattr(self, "attentions"):
             return x, {}
@@ -59,15 +61,24 @@ class DownBlock(Level):
 
     def __call__(
         self, x: Float[Array, "B H W C"], emb: Float[Array, "B M"], context: Float[Array, "B L D"],
-        taps: Taps = NO_TAPS, remat: bool = False,
+        taps: Taps = NO_TAPS, remat: bool = False, first: int = 0,
     ) -> tuple[list[Array], Maps]:  # fmt: skip
+        """All of it, or what is left after the `first` layers."""
+        skips, maps = self.layers(x, emb, context, taps, remat, range(first, len(self.resnets)))
+        if hasattr(self, "downsamplers"):
+            skips.append(self.downsamplers[0](skips[-1] if skips else x))
+        return skips, maps
+
+    def layers(
+        self, x: Float[Array, "B H W C"], emb: Float[Array, "B M"], context: Float[Array, "B L D"], taps: Taps,
+        remat: bool, which: Iterable[int],
+    ) -> tuple[list[Array], Maps]:  # fmt: skip
+        """Some of its layers alone."""
         skips, maps = [], {}
-        for i in range(len(self.resnets)):
-            x, got = self._layer(i, x, emb, context, taps, remat)
+        for i in which:
+            x, got = self.layer(i, x, emb, context, taps, remat)
             skips.append(x)
             maps |= got
-        if hasattr(self, "downsamplers"):
-            skips.append(self.downsamplers[0](x))
         return skips, maps
 
 
@@ -111,12 +122,13 @@ class UpBlock(Level):
 
     def __call__(
         self, x: Float[Array, "B H W C"], skips: list[Array], emb: Float[Array, "B M"],
-        context: Float[Array, "B L D"], taps: Taps = NO_TAPS, remat: bool = False,
+        context: Float[Array, "B L D"], taps: Taps = NO_TAPS, remat: bool = False, part: slice = slice(None),
     ) -> tuple[Float[Array, "B h w C2"], Maps]:  # fmt: skip
+        """All of it, or a part of the layers of the last level, which has no upsampling."""
         maps = {}
-        for i in range(len(self.resnets)):
+        for i in range(len(self.resnets))[part]:
             x = jnp.concatenate([x, skips.pop()], axis=-1)
-            x, got = self._layer(i, x, emb, context, taps, remat)
+            x, got = self.layer(i, x, emb, context, taps, remat)
             maps |= got
         if hasattr(self, "upsamplers"):
             x = self.upsamplers[0](x, (skips[-1].shape[1], skips[-1].shape[2]))
