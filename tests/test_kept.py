@@ -15,7 +15,7 @@ import pytest
 
 from sfumato import fingerprint, kept, run
 from sfumato.kept import Kept
-from sfumato.sample import _one_row, sample, sample_rows
+from sfumato.sample import AWAKE, _one_row, _whole, sample_rows
 from sfumato.samplers import DDIM
 from sfumato.text.prompt import _encode_all, tokenize_prompt
 
@@ -231,13 +231,13 @@ def test_the_loop_is_the_same_bit_for_bit(kind, name, models, once, files):
     before = len(files())
 
     def drawn(program):
-        return program(unet, DDIM(), steps, controls, jnp.array(x), base, given)
+        return program(unet, DDIM(), steps, controls, jnp.array(x), base, given, None, AWAKE)
 
-    want = drawn(sample.plain)
-    same(drawn(sample), want)
+    want = drawn(_whole.plain)
+    same(drawn(_whole), want)
     assert len(files()) == before + 1
-    once(sample)
-    same(drawn(sample), want)
+    once(_whole)
+    same(drawn(_whole), want)
 
 
 @pytest.mark.slow
@@ -279,7 +279,7 @@ def refused(function):
     return functools.wraps(function)(refuse)
 
 if "again" in sys.argv:
-    for program in (sample.sample, run.decode, prompt._encode_all):
+    for program in (sample._whole, run.decode, prompt._encode_all):
         program.function = refused(program.function)
 picture = sfumato.generate(sfumato.load(sys.argv[1]), "a red fox", steps=2, size=(16, 16), sampler="euler")[0]
 print(json.dumps(hashlib.sha256(picture.array.tobytes()).hexdigest()))

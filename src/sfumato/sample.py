@@ -167,8 +167,11 @@ def start(
     memory = sampler.init(x)
     states = tuple(control.init(x, memory) for control in controls)
     if any(state is None for state in states):
-        step = jax.eval_shape(lambda steps: _cut(steps, 0), steps)
-        shapes = _traced_row.eval_shape(unet, sampler, controls, base, prediction, AWAKE, step, (x, memory, states))[-1]
+
+        def first(steps: Step, carry: Carry) -> Carry:
+            return _traced_row(unet, sampler, controls, base, prediction, AWAKE, _cut(steps, 0), carry)
+
+        shapes = jax.eval_shape(first, steps, (x, memory, states))[-1]
         states = tuple(
             jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shape) if state is None else state
             for state, shape in zip(states, shapes, strict=True)
