@@ -78,7 +78,9 @@ class Awake(Control):
 
 
 @pytest.mark.parametrize("window", [Window(0.25, 0.75), CLOSED], ids=["in the middle", "closed"])
-@pytest.mark.parametrize("settings", [{}, {"sampler": DPMpp2M()}, {"image": drawing(), "strength": 0.8}], ids=str)
+@pytest.mark.parametrize(
+    "settings", [{}, {"sampler": DPMpp2M()}, {"image": drawing(), "strength": 0.8}], ids=["plain", "memory", "image"]
+)
 def test_rows_without_the_unconditional_branch_are_the_same(window, settings, models):
     model, controls = models("sd1"), (CFG(5.0, 0.3, window),)
     at_once, by_row = (pictures(model, controls, progress=each, **settings) for each in (None, lambda *_: True))

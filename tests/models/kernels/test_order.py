@@ -12,7 +12,9 @@ from sfumato.models.kernels import after, winograd
 
 
 @pytest.mark.parametrize("first", [0.0, -0.0, 2.5, -1e30, np.inf, -np.inf, np.nan])
-@pytest.mark.parametrize("weights", [np.arange(-127, 128, dtype=np.int8), np.float32([1.5, -2.0, 0.0, 3e38])], ids=str)
+@pytest.mark.parametrize(
+    "weights", [np.arange(-127, 128, dtype=np.int8), np.float32([1.5, -2.0, 0.0, 3e38])], ids=["int8", "float32"]
+)
 def test_waiting_for_the_input_changes_nothing(first, weights):
     weights = jnp.asarray(weights)
     np.testing.assert_array_equal(jax.jit(after)(jnp.full((1, 2), first), weights), weights)
