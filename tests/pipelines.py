@@ -30,7 +30,7 @@ XL_TEXT_2 = TEXT_2 | {"hidden_size": 20}
 
 KINDS: dict[str, tuple[str, dict[str, Any]]] = {
     "sd1": ("StableDiffusionPipeline", SD1),
-    "lcm": ("StableDiffusionPipeline", SD1 | {"time_cond_proj_dim": 12}),
+    "sd1-lcm": ("StableDiffusionPipeline", SD1 | {"time_cond_proj_dim": 12}),
     "sd1-inpaint": ("StableDiffusionInpaintPipeline", SD1 | {"in_channels": 9}),
     "instruct-pix2pix": ("StableDiffusionInstructPix2PixPipeline", SD1 | {"in_channels": 8}),
     "sd2": ("StableDiffusionPipeline", SD2),

@@ -44,7 +44,7 @@ def test_no_guidance_and_rescaled_guidance(kind, pair):
 
 @pytest.mark.parity
 def test_a_distilled_model_is_told_its_guidance(pair):
-    both = pair("lcm", small=True)
+    both = pair("sd1-lcm", small=True)
     told, plain = (both.ours(controls=[sfumato.CFG(scale)], negative=None) for scale in (4.0, 1.0))
     both.assert_same(told, both.theirs(guidance_scale=4.0, negative_prompt=None))
     both.assert_same(plain, both.theirs(guidance_scale=1.0, negative_prompt=None))

@@ -16,7 +16,7 @@ from sfumato import CFG, Pix2PixZero, SfumatoError, Window
 from sfumato.controls import Control
 from sfumato.controls.pix2pix_zero import AT_ONCE
 from sfumato.models.unet import UNet
-from sfumato.sample import sample
+from sfumato.sample import AWAKE, _whole
 from sfumato.samplers import DDIM
 from sfumato.schedule import to_eps, to_x0
 from sfumato.types import pytree
@@ -221,7 +221,7 @@ def test_memory_holds_the_maps_of_one_step(models):
 
     def memory(rows: int) -> int:
         many = jax.tree.map(lambda column: jnp.concatenate([column[:1]] * rows), steps)
-        lowered = sample.lower(unet, DDIM(), many, controls, x, base, model.schedule.prediction_type)
+        lowered = _whole.lower(unet, DDIM(), many, controls, x, base, model.schedule.prediction_type, None, AWAKE)
         return lowered.compile().memory_analysis().temp_size_in_bytes
 
     paths = frozenset(path for path in unet.attention_paths() if path.endswith("attn2"))
