@@ -12,7 +12,6 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from sfumato import compiler
 from sfumato.types import pytree
 
 Loss = Callable[[Any, Any, Any, jax.Array], tuple[jax.Array, Mapping[str, jax.Array]]]
@@ -101,8 +100,7 @@ class Step:
         places = jax.tree.map(lambda leaf: leaf.sharding, state)
         platforms = {device.platform for device in places.step.device_set}
         # XLA's CPU compiler takes out the barriers of gradient checkpointing unless it is told not to.
-        barriers = {"xla_disable_hlo_passes": "cse_barrier_expander"}
-        options = {**barriers, **(compiler.options() or {})} if platforms == {"cpu"} else None
+        options = {"xla_disable_hlo_passes": "cse_barrier_expander"} if platforms == {"cpu"} else None
 
         def train_step(*arguments: Any) -> tuple[State, dict[str, jax.Array]]:
             # So that what loops over rows can have each device loop over its own.
