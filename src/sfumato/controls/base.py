@@ -1,4 +1,4 @@
-"""What a control is: eight hooks of the loop, each pure and the identity unless a technique says otherwise."""
+"""What a control is: nine hooks of the loop, each pure and the identity unless a technique says otherwise."""
 
 from __future__ import annotations
 
