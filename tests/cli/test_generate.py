@@ -124,7 +124,7 @@ def test_controls(place, tmp_path):
     done = generate("-o", str(twice), "--control", "none=photo.png,net=net", "--control", "grayscale=photo.png,net=net",
                     "--sampler", "euler a", "--literal", "--guidance", "1", "--json")  # fmt: skip
     told = json.loads(done.stdout)
-    assert [control["name"] for control in told["controls"]] == ["ControlNet", "ControlNet"]
+    assert [control["name"] for control in told["controls"]] == ["CFG", "ControlNet", "ControlNet"]
     assert told["settings"]["sampler"] == "euler a"
 
 

@@ -110,7 +110,7 @@ def _run(
     model = prepared(adapted(sfumato.load(source, **how), *adapters))
     scale, rescale = guidance
     scale = model.guidance if scale is None else scale
-    controls: list[Any] = faster if scale == 1 else [sfumato.CFG(scale, rescale), *faster]
+    controls: list[Any] = [sfumato.CFG(scale, rescale), *faster]
     if inpaint is not None:
         controls.append(sfumato.Inpaint(*inpaint))
     for one in nets:
