@@ -62,7 +62,7 @@ class Reference:
     """(modules, batch, draws, noisy, t, arguments) -> further arguments of the UNet."""
     settings: Mapping[str, Any] = dc.field(default_factory=dict)
     further: Callable[..., Any] | None = None
-    """(modules, clean latents as the UNet has them, latents) -> what is added; for models that tell the noise."""
+    """(this, scheduler, batch, draws, noisy, output, latents) -> what is added."""
 
     def __post_init__(self) -> None:
         self.trained = {name: copy.deepcopy(module).train() for name, module in self.trained.items()}
@@ -80,18 +80,23 @@ class Reference:
         noise, t = to_torch(draws.noise), torch.tensor(np.array(draws.t)).long()
         latents = self.latents(batch["pixels"], draws.posterior)
         noisy = scheduler.add_noise(latents, noise, t)
-        seen = self.texts(batch, draws)
-        seen |= self.extend(self, batch, draws, noisy, t, seen)
-        shown = torch.cat([noisy, *seen.pop("channels", [])], 1)
-        output = self.part("unet")(shown, t, **seen).sample
+        output = self.predict(batch, draws, noisy, t)
         v = scheduler.config.prediction_type == "v_prediction"
         off = (output - (scheduler.get_velocity(latents, noise, t) if v else noise)) ** 2
         if self.min_snr is None:
-            more = 0 if self.further is None else self.further(self, clean(scheduler, output, noisy, t), latents)
-            return off.mean() + more
+            seen = (scheduler, batch, draws, noisy, output, latents)
+            return off.mean() + (0 if self.further is None else self.further(self, *seen))
         snr = compute_snr(scheduler, t)
         weights = torch.clamp(snr, max=self.min_snr) / (snr + 1 if v else snr)
         return (off.mean((1, 2, 3)) * weights).mean()
+
+    def predict(self, batch: Mapping[str, Any], draws: Draws, noisy: Any, t: Any) -> Any:
+        """What the UNet says."""
+        import torch
+
+        seen = self.texts(batch, draws)
+        seen |= self.extend(self, batch, draws, noisy, t, seen)
+        return self.part("unet")(torch.cat([noisy, *seen.pop("channels", [])], 1), t, **seen).sample
 
     def latents(self, pixels: Any, posterior: Any) -> Any:
         vae = self.part("vae")

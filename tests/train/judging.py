@@ -69,5 +69,6 @@ def torch_consistency(made: Any, real: Any, weights: Consistency) -> Any:
         down, right = x[..., 1:, :-1] - x[..., :-1, :-1], x[..., :-1, 1:] - x[..., :-1, :-1]
         return ((down**2 + right**2).sum(1) + 1e-4).sqrt()
 
-    edges = sum((strength(made, size) - strength(real, size)).abs().mean() for size in (1, 2, 4)) / 3
+    missing = [strength(real, size) - strength(made, size) for size in (1, 2, 4)]
+    edges = sum((1.5 * each.clamp(min=0) + 0.5 * (-each).clamp(min=0)).mean() for each in missing) / 3
     return weights.edges * edges + weights.colours * (made - real).abs().mean()

@@ -20,6 +20,9 @@ from sfumato.train.task import Metrics
 
 SIZES = (1, 2, 4)
 """Of how many pixels across the squares are between which edges are looked for."""
+MISSING = 3.0
+"""How many times as much an edge counts that is too weak as one that is too strong. Where the network is not sure, the
+best answer to both alike is their median, which is weak: more than half of what is around a line is flat."""
 
 
 @dc.dataclass(frozen=True)
@@ -27,11 +30,15 @@ class Consistency:
     """A further term of the loss. Raises SfumatoError for negative weights and a share of no rows."""
 
     edges: float = 0.0
-    """Weight of the mean difference of how strong edges are."""
+    """Weight of the mean difference of how strong edges are, see `MISSING`."""
     colours: float = 0.0
     """Weight of the mean absolute difference of colours: for controls that tell them."""
     every: int = 4
     """Decoding costs as much as a step of a small network, so only every so many rows of a batch are compared."""
+    own: bool = False
+    """Compare what the network makes of latents that it has come to itself, from twice the time (`Objective.onward`).
+    Latents of the data with noise on them tell where edges are, so from them it does not learn to find them by the
+    control alone, as it must where it draws."""
 
     def __post_init__(self) -> None:
         if not (self.edges >= 0 and self.colours >= 0 and self.every >= 1):
@@ -42,15 +49,17 @@ class Consistency:
     def __call__(
         self, decode: Callable[[Array], Array], drawn: Float[Array, "B h w C"], latents: Float[Array, "B h w C"]
     ) -> tuple[Float[Array, ""], Metrics]:
-        """The weighted sum for latents as they are `drawn` in one step and as they are, and its terms.
+        """The weighted sum for latents as they are `drawn` in one step and as they are, and its terms; of rows that
+        were chosen already.
 
         All times count alike. Edges are lost where a picture is half noise: with less of it they are in the latents
         already, with more nothing is there yet to be blurred.
         """
         axes = jnp.array(COLOURS, jnp.float32).T
-        made, real = (decode(each[:: self.every]).astype(jnp.float32) @ axes for each in (drawn, latents))
-        edges = [jnp.abs(a - b).mean() for a, b in zip(strengths(made), strengths(real), strict=True)]
-        terms = {"edges": jnp.stack(edges).mean(), "colours": jnp.abs(made - real).mean()}
+        made, real = (decode(each).astype(jnp.float32) @ axes for each in (drawn, latents))
+        missing = [b - a for a, b in zip(strengths(made), strengths(real), strict=True)]
+        edges = [jnp.where(each > 0, MISSING * each, -each).mean() for each in missing]
+        terms = {"edges": jnp.stack(edges).mean() * 2 / (MISSING + 1), "colours": jnp.abs(made - real).mean()}
         return self.edges * terms["edges"] + self.colours * terms["colours"], terms
 
 

@@ -78,13 +78,24 @@ class Denoising:
         batch = jax.tree.map(jnp.asarray, dict(batch))
         latents = batch["latents"] if "latents" in batch else nets["vae"].encode(batch["pixels"], draws.posterior)
         noisy = self.objective.noised(latents, draws)
-        cond = self.extend(nets, batch, draws, noisy, self.conditioning(nets, batch, draws))
-        output = nets["unet"](noisy, draws.t.astype(jnp.float32), cond).eps
+        output = self.predict(nets, batch, draws, noisy)
         loss, metrics = self.objective.loss(output, latents, draws, batch.get("weights"))
         if self.consistency is None:
             return loss, metrics
+        some = (batch, draws, noisy, output, latents)
+        batch, draws, noisy, output, latents = jax.tree.map(lambda a: a[:: self.consistency.every], some)
+        if self.consistency.own:
+            draws, noisy = self.objective.onward(output, noisy, draws)
+            output = self.predict(nets, batch, draws, noisy)
         more, terms = self.consistency(nets["vae"].decode, self.objective.clean(output, noisy, draws), latents)
         return loss + more, metrics | terms
+
+    def predict(
+        self, nets: Nets, batch: Batch, draws: Draws, noisy: Float[Array, "B h w C"]
+    ) -> Float[Array, "B h w C"]:
+        """What the UNet says of noised latents."""
+        cond = self.extend(nets, batch, draws, noisy, self.conditioning(nets, batch, draws))
+        return nets["unet"](noisy, draws.t.astype(jnp.float32), cond).eps
 
     def draw(self, nets: Nets, batch: Batch, key: jax.Array) -> Draws:
         """What is random for this batch."""

@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Float64, Int
 
 from sfumato.errors import SfumatoError
-from sfumato.schedule import Schedule, to_output, to_x0
+from sfumato.schedule import Schedule, to_eps, to_output, to_x0
 from sfumato.types import pytree
 
 
@@ -110,6 +110,15 @@ class Objective:
     ) -> Float[Array, "B h w C"]:
         """The clean latents that the network's output on x_t stands for."""
         return to_x0(output, noisy, *self._shares(draws.t), self.schedule.prediction_type)
+
+    def onward(
+        self, output: Float[Array, "B h w C"], noisy: Float[Array, "B h w C"], draws: Draws
+    ) -> tuple[Draws, Float[Array, "B h w C"]]:
+        """Where the network itself goes from x_t in one step of DDIM to half the time, without a gradient: draws with
+        that time and the noise that it sees, and the latents there."""
+        noise = to_eps(output, noisy, *self._shares(draws.t), self.schedule.prediction_type)
+        there = dc.replace(draws, t=draws.t // 2, noise=noise)
+        return jax.lax.stop_gradient((there, self.noised(self.clean(output, noisy, draws), there)))
 
     def loss(
         self, output: Float[Array, "B h w C"], latents: Float[Array, "B h w C"], draws: Draws,

@@ -158,6 +158,10 @@ class ControlNet(Recipe):
         "are followed more closely. 0: latents alone are compared.", flag="--consistent-edges",
     )  # fmt: skip
     colours: float = setting(0.0, "The same of colours, for controls that tell them.", flag="--consistent-colours")
+    own: bool = setting(
+        False, "Compare pictures that begin from what the network itself made of twice the noise, as they do where it "
+        "draws; a quarter of the rows go through it twice.", flag="--consistent-own",
+    )  # fmt: skip
 
     def arguments(self, dtype: str) -> dict[str, Any]:
         from sfumato.io.load import load_controlnet
@@ -169,7 +173,7 @@ class ControlNet(Recipe):
         return {
             "net": load_controlnet(self.net, dtype="float32") if self.net else None,
             "hint": self.hint,
-            "consistency": Consistency(self.edges, self.colours) if self.edges or self.colours else None,
+            "consistency": Consistency(self.edges, self.colours, own=self.own) if self.edges or self.colours else None,
         }
 
 

@@ -15,6 +15,7 @@ import pytest
 import sfumato
 from sfumato.errors import MismatchError, SfumatoError
 from sfumato.models.config import UNetConfig, from_dict
+from sfumato.models.controlnet import ControlNet
 from sfumato.models.unet import UNet
 from sfumato.train import own as settings
 from sfumato.train.consistency import Consistency
@@ -28,7 +29,7 @@ from train.judging import torch_consistency
 from models.tiny import UNETS
 from oracle import fresh, to_torch
 from pipelines import nets
-from training import Reference, assert_parity, batch, draws, leaves, our_step
+from training import Reference, assert_parity, batch, clean, draws, leaves, our_step
 
 pytestmark = pytest.mark.slow
 KINDS = ["sd1", "sdxl"]
@@ -52,19 +53,45 @@ def test_five_steps_are_those_of_the_reference(pair, kind):
 
 
 @pytest.mark.parity
-def test_five_steps_with_pictures_compared_are_those_of_the_reference(pair):
+@pytest.mark.parametrize("own", [False, True])
+def test_five_steps_with_pictures_compared_are_those_of_the_reference(pair, own):
     """The first row alone is looked at; its time never is so late that the clean latents are a guess."""
+    import torch
+
     both = pair("sd1", small=True)
     ((theirs, ours),) = nets("sd1", small=True)
-    weights = Consistency(edges=0.7, colours=0.4)
+    weights = Consistency(edges=0.7, colours=0.4, own=own)
 
-    def further(reference: Reference, drawn: Any, latents: Any) -> Any:
+    def further(
+        reference: Reference, scheduler: Any, data: Any, drawn: Any, noisy: Any, output: Any, latents: Any
+    ) -> Any:
+        noisy, output, t = noisy[:1], output[:1], to_torch(drawn.t)[:1].long()
+        if own:
+            with torch.no_grad():
+                noisy = scheduler.add_noise(clean(scheduler, output, noisy, t), output, t // 2)
+            t = t // 2
+            first = {name: rows[:1] for name, rows in data.items()}
+            output = reference.predict(first, jax.tree.map(lambda a: a[:1], drawn), noisy, t)
         vae = reference.part("vae")
-        made, real = (vae.decode(each[::4] / vae.config.scaling_factor).sample for each in (drawn, latents))
+        compared = (clean(scheduler, output, noisy, t), latents[:1])
+        made, real = (vae.decode(each / vae.config.scaling_factor).sample for each in compared)
         return torch_consistency(made, real, weights)
 
     reference = Reference(both.pipeline, {"controlnet": theirs}, extend=steered, further=further)
     assert_parity(controlnet(both.model, ours, consistency=weights), reference, draws(5))
+
+
+def test_only_every_so_many_rows_are_compared(models):
+    model, (drawn,), data = models("sd1"), draws(), batch()
+    net = fresh(ControlNet, from_unet(model.unet, model.vae.factor).config)
+    other = data | {"conditioning": np.concatenate([data["conditioning"][:2], 1 - data["conditioning"][2:]])}
+
+    def found(data: Any, every: int) -> float:
+        task = controlnet(model, net, consistency=Consistency(edges=1.0, every=every, own=True))
+        return float(our_step(task, [drawn])(task.trainable, data)[0][1]["edges"])
+
+    assert found(data, 2) != pytest.approx(found(other, 2), rel=1e-6)  # the first row and the third
+    assert found(data, 3) == pytest.approx(found(other, 3), rel=1e-6)  # the first
 
 
 @pytest.mark.parametrize("cached", [False, True])
