@@ -57,7 +57,7 @@ def compare(model: sfumato.Model, steps: int, size: tuple[int, int] | None, runs
     """Seconds, their ratio and the error of every setting."""
 
     def draw(name: str) -> np.ndarray:
-        controls = [sfumato.CFG(model.guidance), *SETTINGS[name]]
+        controls = [sfumato.CFG.of(model), *SETTINGS[name]]
         return sfumato.generate(model, PROMPT, controls=controls, steps=steps, size=size, seed=SEED)[0].array
 
     drawn = {name: draw(name) for name in SETTINGS}  # compiles

@@ -207,16 +207,28 @@ def emoji(args: argparse.Namespace) -> Pair:
 
 
 def pipelines(pipeline: Any, model: Any, args: argparse.Namespace, steps: int, size: int, channels: int) -> Pair:
-    """Both draw the same prompt from the same noise, with the model's own guidance."""
+    """Both draw the same prompt from the same noise by DDIM, with the model's own guidance."""
+    import diffusers
+
     import sfumato
 
+    def unguided(pipeline: Any, step: int, time: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+        """Leaves guidance out after the model's window, as diffusers' guide to callbacks shows."""
+        if (step + 1) / steps >= model.guided.stop and pipeline.do_classifier_free_guidance:
+            pipeline._guidance_scale = 0.0
+            tensors["prompt_embeds"] = tensors["prompt_embeds"].chunk(2)[-1]
+        return tensors
+
+    pipeline.scheduler = diffusers.DDIMScheduler.from_config(pipeline.scheduler.config)
     pipeline.set_progress_bar_config(disable=True)
     shape = (1, size // model.vae.factor, size // model.vae.factor, channels)
     noise, prompt = np.random.default_rng(0).standard_normal(shape, np.float32), "red apple, noto"
     settings = {"num_inference_steps": steps, "guidance_scale": model.guidance, "output_type": "np"}
+    settings |= {"callback_on_step_end": unguided, "callback_on_step_end_tensor_inputs": ["prompt_embeds"]}
+    ours = {"steps": steps, "size": (size, size), "sampler": "ddim"}
     at = first(noise, args.dtype)
     return Pair(
-        lambda: sfumato.generate(model, prompt, latents=noise, steps=steps, size=(size, size))[0].array[None] / 255.0,
+        lambda: sfumato.generate(model, prompt, latents=noise, **ours)[0].array[None] / 255.0,
         lambda: torch.from_numpy(
             pipeline(prompt, latents=at, height=size, width=size, **settings).images.astype(np.float32)
         ),

@@ -45,7 +45,7 @@ def further(control: str | None, runs: int) -> float:
         annotator, _, path = control.partition("=")
         net = sfumato.load_controlnet(controlnet_for("emoji", annotator).name)
         picture = sfumato.annotate(annotator, Image.open(path).convert("RGB").resize((128, 128)))
-        controls = [sfumato.CFG(model.guidance), sfumato.ControlNet(net, picture)]
+        controls = [sfumato.CFG.of(model), sfumato.ControlNet(net, picture)]
     times = []
     for seed in range(runs + 1):
         began = time.perf_counter()

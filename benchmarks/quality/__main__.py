@@ -43,14 +43,14 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=1, help="of seeds, for the figures of text")
     args = parser.parse_args()
     began, model = time.monotonic(), sfumato.load(args.model)
-    guidance = model.guidance if args.guidance is None else args.guidance
+    guidance = CFG.of(model, args.guidance)
     known, heldout = read(args.art), read(args.art / HELDOUT)
     figures: dict[str, float] = {}
     if "autoencoder" in args.only:
         figures |= measures.autoencoder(model, heldout)
     space = Space(known.pictures, known.concepts)
     asked = {"seen": known.take(args.count), "held out": heldout.pairs().take(args.count)}
-    how = {"steps": args.steps, "controls": [CFG(guidance)]}
+    how = {"steps": args.steps, "controls": [guidance]}
     if "text" in args.only:
         figures["ceiling, held out"] = measures.ceiling(asked["held out"], space)
         for kind, art in asked.items():
@@ -71,11 +71,11 @@ def main() -> None:
         for scale in (1.0, 0.0):
             kind = f"{name}, held out{'' if scale else ', without the net'}"
             figures[kind] = measures.controlled(
-                model, net, asked["held out"], annotator, compare, scale, guidance, steps=args.steps
+                model, net, asked["held out"], annotator, compare, guidance, scale, steps=args.steps
             )
     for name, value in figures.items():
         print(f"{name:32} {value:.3f}")
-    print(json.dumps({"model": args.model, "art": args.art.name, "steps": args.steps, "guidance": guidance,
+    print(json.dumps({"model": args.model, "art": args.art.name, "steps": args.steps, "guidance": guidance.scale,
                       "seconds": round(time.monotonic() - began), **figures}))  # fmt: skip
 
 

@@ -101,7 +101,7 @@ def negative(model: Model, asked: Art, **settings: Any) -> Figures:
     return {"own colour": kept(None), "own colour, as negative prompt": kept(named)}
 
 
-def inpainting(model: Model, asked: Art, guidance: float, **settings: Any) -> Figures:
+def inpainting(model: Model, asked: Art, guidance: CFG, **settings: Any) -> Figures:
     """How visible the seam is where the right half of each picture has been drawn anew, against the real pictures; and
     where it has been drawn without a look at the left half."""
     width = asked.pictures.shape[2]
@@ -109,16 +109,14 @@ def inpainting(model: Model, asked: Art, guidance: float, **settings: Any) -> Fi
     mask[:, width // 2 :] = 255
 
     def steer(part: Sequence[int]) -> list[Any]:
-        return [CFG(guidance), Inpaint([Image.fromarray(asked.pictures[i]) for i in part], mask)]
+        return [guidance, Inpaint([Image.fromarray(asked.pictures[i]) for i in part], mask)]
 
     def seam(pictures: Any) -> float:
         left, right = (pictures[:, :, at].astype(float) for at in (width // 2 - 1, width // 2))
         return float(np.abs(left - right).mean())
 
     made = draw(model, asked.prompts, steer=steer, **settings)
-    apart = np.where(
-        mask[..., None] > 0, draw(model, asked.prompts, controls=[CFG(guidance)], **settings), asked.pictures
-    )
+    apart = np.where(mask[..., None] > 0, draw(model, asked.prompts, controls=[guidance], **settings), asked.pictures)
     real = seam(asked.pictures)
     return {"inpainting, seam": seam(made) / real, "inpainting, seam of two halves": seam(apart) / real}
 
@@ -139,13 +137,13 @@ def edge_f1(some: Bool[np.ndarray, "H W"], others: Bool[np.ndarray, "H W"]) -> f
 
 def controlled(
     model: Model, net: Any, asked: Art, annotator: str, compare: Callable[[Any, Any], float],
-    scale: float = 1.0, guidance: float = 5.0, **settings: Any,
+    guidance: CFG, scale: float = 1.0, **settings: Any,
 ) -> float:  # fmt: skip
     """The mean over pictures of `compare(picture asked for, picture drawn under its control)`."""
     controls = [sfumato.annotate(annotator, picture) for picture in asked.pictures]
 
     def steer(part: Sequence[int]) -> list[Any]:
-        return [CFG(guidance), ControlNet(net, [controls[i] for i in part], scale)]
+        return [guidance, ControlNet(net, [controls[i] for i in part], scale)]
 
     made = draw(model, asked.prompts, steer=steer, **settings)
     return float(np.mean([compare(one, other) for one, other in zip(asked.pictures, made, strict=True)]))

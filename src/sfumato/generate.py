@@ -215,7 +215,7 @@ def check_model(what: str, model: Any) -> None:
 def checked_controls(controls: Any, model: Model) -> tuple[Control, ...]:
     """The controls, plain guidance as the model likes it for None. Raises SfumatoError for what is none."""
     if controls is None:
-        return (CFG(model.guidance),)
+        return (CFG.of(model),)
     if not isinstance(controls, Sequence) or isinstance(controls, str):
         kind = type(controls).__name__
         raise SfumatoError(f"controls takes a list of controls, such as [sfumato.CFG(5)], not a {kind}.")

@@ -16,9 +16,11 @@ from sfumato.models.unet import UNet
 from sfumato.models.vae import AutoencoderKL
 from sfumato.schedule import Schedule
 from sfumato.text.tokenizer import Tokenizer
+from sfumato.types import Window
 
-GUIDANCE = "guidance_scale"
-"""The setting of a checkpoint that says how much guidance it wants. diffusers has none for that, and passes over it."""
+GUIDANCE, GUIDED = "guidance_scale", "guidance_stop"
+"""The settings of a checkpoint that say how much guidance it wants, and up to what share of the steps. diffusers has
+none for that, and passes over them."""
 
 
 @dc.dataclass(frozen=True)
@@ -47,8 +49,16 @@ class Model:
     @property
     def guidance(self) -> float:
         """The guidance scale that it draws best with: "guidance_scale" of its `model_index.json`, otherwise 7.5."""
-        said = self.options.get(GUIDANCE)
-        return float(said) if isinstance(said, int | float) and math.isfinite(said) else 7.5
+        return self._number(GUIDANCE, 7.5)
+
+    @property
+    def guided(self) -> Window:
+        """Where it draws best with guidance: up to "guidance_stop" of its `model_index.json`, otherwise always."""
+        return Window(0.0, min(max(self._number(GUIDED, 1.0), 0.0), 1.0))
+
+    def _number(self, name: str, default: float) -> float:
+        said = self.options.get(name)
+        return float(said) if isinstance(said, int | float) and math.isfinite(said) else default
 
     @property
     def dtype(self) -> str:

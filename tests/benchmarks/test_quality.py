@@ -11,6 +11,7 @@ from PIL import Image, ImageDraw
 from benchmarks.quality import measures
 from benchmarks.quality.art import Art, read
 from benchmarks.quality.features import Space, cropped
+from sfumato import CFG
 
 SHAPES = {"box": "rectangle", "disc": "ellipse"}
 
@@ -85,6 +86,6 @@ def test_the_seam_of_what_is_inpainted(monkeypatch):
         return asked.pictures if steer else np.zeros_like(asked.pictures)
 
     monkeypatch.setattr(measures, "draw", draw)
-    real, apart = measures.inpainting(None, asked, 3.0).values()
+    real, apart = measures.inpainting(None, asked, CFG(3.0)).values()
     assert real == 1
     assert apart > 5

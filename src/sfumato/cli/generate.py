@@ -108,9 +108,7 @@ def _run(
     watch.loading(source)
     prepared = sfumato.quantize if int8 else lambda network: network
     model = prepared(adapted(sfumato.load(source, **how), *adapters))
-    scale, rescale = guidance
-    scale = model.guidance if scale is None else scale
-    controls: list[Any] = [sfumato.CFG(scale, rescale), *faster]
+    controls: list[Any] = [sfumato.CFG.of(model, *guidance), *faster]
     if inpaint is not None:
         controls.append(sfumato.Inpaint(*inpaint))
     for one in nets:

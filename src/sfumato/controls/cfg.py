@@ -13,6 +13,7 @@ from jaxtyping import Array, Bool, Float
 from sfumato.controls.base import COND, UNCOND, Control, Env, Latents, Request, State
 from sfumato.controls.check import number, window
 from sfumato.errors import SfumatoError
+from sfumato.model import Model
 from sfumato.models.embeddings import sinusoidal
 from sfumato.types import Conditioning, Prediction, Step, Window, pytree, static
 
@@ -35,6 +36,11 @@ class CFG(Control):
     window: Window = Window()
 
     plain = True
+
+    @classmethod
+    def of(cls, model: Model, scale: float | None = None, rescale: float = 0.0) -> CFG:
+        """The guidance that a model draws best with, in its window; with a `scale` of one's own, in the same window."""
+        return cls(model.guidance if scale is None else scale, rescale, model.guided)
 
     def prepare(self, request: Request) -> Control:
         scale, rescale = number("The guidance scale", self.scale), number("CFG's rescale", self.rescale, 0, 1)
