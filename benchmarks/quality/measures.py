@@ -8,7 +8,7 @@ from typing import Any
 import cv2
 import jax
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Array, Bool, Float
 from PIL import Image
 
 import sfumato
@@ -48,20 +48,25 @@ def draw(
 def autoencoder(model: Model, art: Art, batch: int = 32) -> Figures:
     """PSNR in dB of pictures that are encoded and decoded: of all of them together, and by style."""
 
-    @jax.jit
-    def rebuilt(vae: Any, pixels: Float[jax.Array, "B H W 3"]) -> Float[jax.Array, "B H W 3"]:
-        return vae.decode(vae.encode(pixels))
-
     errors = []
     for at in range(0, len(art), batch):
-        pixels = art.pictures[at : at + batch].astype(np.float32) / 127.5 - 1
-        off = np.clip(np.asarray(rebuilt(model.vae, pixels)), -1, 1) - pixels
-        errors += list(np.square(off / 2).mean((1, 2, 3)))
+        part = art.pictures[at : at + batch].astype(np.float32)
+        errors += list(np.square((rebuilt(model, part) - part) / 255).mean((1, 2, 3)))
     by_style = {style: [e for e, line in zip(errors, art.lines, strict=True) if line["style"] == style]
                 for style in sorted({line["style"] for line in art.lines})}  # fmt: skip
     return {"PSNR": psnr(float(np.mean(errors)))} | {
         f"PSNR {style}": psnr(float(np.mean(found))) for style, found in by_style.items()
     }
+
+
+def rebuilt(model: Model, pictures: Float[np.ndarray, "B H W 3"]) -> Float[np.ndarray, "B H W 3"]:
+    """Pictures in [0, 255] as the autoencoder gives them back."""
+    return (np.clip(np.asarray(_rebuilt(model.vae, pictures / 127.5 - 1)), -1, 1) + 1) * 127.5
+
+
+@jax.jit
+def _rebuilt(vae: Any, pixels: Float[Array, "B H W 3"]) -> Float[Array, "B H W 3"]:
+    return vae.decode(vae.encode(pixels))
 
 
 def psnr(mse: float) -> float:
@@ -102,14 +107,18 @@ def negative(model: Model, asked: Art, **settings: Any) -> Figures:
 
 
 def inpainting(model: Model, asked: Art, guidance: CFG, **settings: Any) -> Figures:
-    """How visible the seam is where the right half of each picture has been drawn anew, against the real pictures; and
-    where it has been drawn without a look at the left half."""
+    """How visible the seam is where the right half of each picture has been drawn anew, against the real pictures;
+    where it is the real half, encoded and decoded, which no model of these latents can do better; and where it has been
+    drawn without a look at the left half."""
     width = asked.pictures.shape[2]
     mask = np.zeros(asked.pictures.shape[1:3], np.uint8)
     mask[:, width // 2 :] = 255
 
+    def inpaint(part: Sequence[int]) -> Inpaint:
+        return Inpaint([Image.fromarray(asked.pictures[i]) for i in part], mask)
+
     def steer(part: Sequence[int]) -> list[Any]:
-        return [guidance, Inpaint([Image.fromarray(asked.pictures[i]) for i in part], mask)]
+        return [guidance, inpaint(part)]
 
     def seam(pictures: Any) -> float:
         left, right = (pictures[:, :, at].astype(float) for at in (width // 2 - 1, width // 2))
@@ -117,8 +126,9 @@ def inpainting(model: Model, asked: Art, guidance: CFG, **settings: Any) -> Figu
 
     made = draw(model, asked.prompts, steer=steer, **settings)
     apart = np.where(mask[..., None] > 0, draw(model, asked.prompts, controls=[guidance], **settings), asked.pictures)
-    real = seam(asked.pictures)
-    return {"inpainting, seam": seam(made) / real, "inpainting, seam of two halves": seam(apart) / real}
+    best = np.round(rebuilt(model, asked.pictures.astype(np.float32))).astype(np.uint8)
+    found = {"": made, " of the real half": inpaint(range(len(asked))).finish(best), " of two halves": apart}
+    return {f"inpainting, seam{what}": seam(pictures) / seam(asked.pictures) for what, pictures in found.items()}
 
 
 def edges(picture: Any) -> Bool[np.ndarray, "H W"]:

@@ -86,6 +86,8 @@ def test_the_seam_of_what_is_inpainted(monkeypatch):
         return asked.pictures if steer else np.zeros_like(asked.pictures)
 
     monkeypatch.setattr(measures, "draw", draw)
-    real, apart = measures.inpainting(None, asked, CFG(3.0)).values()
+    monkeypatch.setattr(measures, "rebuilt", lambda model, pictures: np.full_like(pictures, 200))
+    real, decoded, apart = measures.inpainting(None, asked, CFG(3.0)).values()
     assert real == 1
+    assert 1 < decoded < apart
     assert apart > 5

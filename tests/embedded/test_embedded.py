@@ -56,7 +56,7 @@ def test_a_name_wins_over_a_folder_and_a_path_is_still_a_path(tmp_path, monkeypa
 
 def test_the_model_says_how_much_guidance_it_wants():
     model = sfumato.load(embedded.DEFAULT)
-    assert model.guidance == 1.5
+    assert (model.guidance, model.guided) == (1.5, sfumato.Window(0.0, 0.5))
     (made,) = sfumato.generate(model, "red apple, noto", steps=2, size=(64, 64))
     assert made.metadata["settings"]["guidance"] == 1.5
     for said in ({}, {"guidance_scale": "high"}, {"guidance_scale": float("nan")}):
@@ -71,10 +71,13 @@ def test_diffusers_opens_the_model(tmp_path):
     pipeline = diffusers.StableDiffusionPipeline.from_pretrained(
         embedded.find(embedded.DEFAULT).path, torch_dtype=torch.float32, safety_checker=None
     )
+    assert pipeline.scheduler.config.algorithm_type == "sde-dpmsolver++"
+    pipeline.scheduler = diffusers.DDIMScheduler.from_config(pipeline.scheduler.config)  # which draws no noise
     pipeline.set_progress_bar_config(disable=True)
     model = sfumato.load(embedded.DEFAULT, dtype="float32")
     noise = np.random.default_rng(0).standard_normal((1, 16, 16, 8), np.float32)
     settings = {"num_inference_steps": 4, "guidance_scale": 4.0, "output_type": "np"}
     theirs = pipeline("red apple, noto", latents=torch.tensor(noise.transpose(0, 3, 1, 2)), **settings).images[0]
-    (ours,) = sfumato.generate(model, "red apple, noto", latents=noise, steps=4, controls=[sfumato.CFG(4.0)])
+    drawn = {"latents": noise, "steps": 4, "sampler": "ddim"}
+    (ours,) = sfumato.generate(model, "red apple, noto", controls=[sfumato.CFG(4.0)], **drawn)
     assert np.abs(ours.array / 255 - theirs).mean() < 2e-3

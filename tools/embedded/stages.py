@@ -16,11 +16,13 @@ SIZES: Mapping[str, Mapping[str, str]] = {
         "nouns": "--concepts tools/art/nouns.txt", "styles": "--styles noto,twemoji,fluent-3d", "scale": "small",
         "cuts": "4500", "batch": "32", "steps": "6000", "rate": "1.3e-3",
         "pairs": "600", "more": "3000", "less": "1e-3", "nets": "16", "net": "6800", "other": "1000",
+        "own": "1800",
     },
     "large": {
         "nouns": "", "styles": "", "scale": "large",
         "cuts": "20000", "batch": "128", "steps": "20000", "rate": "6e-4",
         "pairs": "6000", "more": "20000", "less": "4e-4", "nets": "128", "net": "6000", "other": "3000",
+        "own": "3000",
     },
 }  # fmt: skip
 """What differs between a model for hours of a laptop's processor and one for a GPU."""
@@ -65,9 +67,12 @@ def _net(name: str, controls: str, how: str) -> Stage:
     )
 
 
-LINES = "--hint-channels 8 --steps {net} --learning-rate 1e-3"
-OTHER = "--net {runs}/lines/final --steps {other} --learning-rate 8e-4"
+LINES = "--control canny --control scribble"
+FIRST = "--hint-channels 8 --steps {net} --learning-rate 1e-3"
+OTHER = "--net {runs}/outlines/final --steps {other} --learning-rate 8e-4"
 """From the net of the lines: how to steer, it knows already, and how to read another picture is soon learnt."""
+OWN = "--learning-rate 1e-3 --consistent-own --steps {own}"
+"""In the end a net learns to steer what it draws itself."""
 
 STAGES = (
     Stage("art", "python -m tools.art {runs}/art --cache {runs}/packages", "art/metadata.jsonl"),
@@ -93,8 +98,10 @@ STAGES = (
     Stage("varied", "python -m tools.art.vary {runs}/nouns {runs}/varied --pairs {pairs}", "varied/metadata.jsonl"),
     _base("words", "autoencoder", "nouns", "--steps {steps} --learning-rate {rate} --ema 0.999 --dropout 0.1"),
     _base("base", "words", "varied", "--steps {more} --learning-rate {less} --ema 0.998 --dropout 0.15"),
-    _net("lines", "--control canny --control scribble", LINES),
-    _net("regions", "--control regions", OTHER),
+    _net("outlines", LINES, FIRST),
+    _net("lines", LINES, OWN + " --net {runs}/outlines/final --consistent-edges 6"),
+    _net("areas", "--control regions", OTHER),
+    _net("regions", "--control regions", OWN + " --net {runs}/areas/final --consistent-edges 3 --consistent-colours 6"),
     _net("grayscale", "--control grayscale", OTHER),
     Stage(
         "examples", "python -m tools.embedded.examples {runs}/art {runs}/examples", "examples/word/metadata.jsonl",

@@ -105,7 +105,7 @@ ENTRIES = (
         for name, prompts in wishes.items():
             photo = Image.open(f"sketch-{name}.jpg").resize((128, 128))
             sketch = sfumato.annotate("sketch", photo)
-            drawn = sfumato.generate(model, prompts, controls=[CFG(2), ControlNet(net, sketch)])
+            drawn = sfumato.generate(model, prompts, controls=[CFG.of(model), ControlNet(net, sketch)])
             made += [sfumato.Picture(np.asarray(photo)), *drawn]
         sfumato.Images(made).grid(columns=4).save("sketches.png")
         """),
@@ -115,9 +115,9 @@ ENTRIES = (
 
         net = sfumato.load_controlnet("emoji-lines")
         sketch = sfumato.annotate("sketch", Image.open("sketch-cat.jpg").resize((128, 128)))
-        made = []
+        made, prompt = [], "a panda, twemoji style"
         for scale in (0.0, 0.3, 0.6, 1.0):
-            made += sfumato.generate(model, "a panda, twemoji style", controls=[CFG(2), ControlNet(net, sketch, scale)])
+            made += sfumato.generate(model, prompt, controls=[CFG.of(model), ControlNet(net, sketch, scale)])
         sfumato.Images(made).grid(columns=4).save("scales.png")
         """),
     Entry("edges", C, "Edges of a picture, other words", """
@@ -137,7 +137,7 @@ ENTRIES = (
 
         net = sfumato.load_controlnet("emoji-grayscale")
         grey = Image.open("painted-cat.png").convert("L").convert("RGB")
-        controls = [CFG(1.5), ControlNet(net, grey)]
+        controls = [CFG.of(model), ControlNet(net, grey)]
         wishes = ["a cat face, noto style", "a blue cat face, noto style", "a panda, noto style", "a green fox, noto"]
         sfumato.generate(model, wishes, controls=controls).grid(columns=4).save("grayscale.png")
         """),
@@ -148,7 +148,7 @@ ENTRIES = (
         net = sfumato.load_controlnet("emoji-regions")
         regions = sfumato.annotate("regions", "painted-cat.png")
         prompts = ["a cat face, noto style", "a tiger face, twemoji style", "a bear, fluent 3d style"]
-        made = sfumato.generate(model, prompts, controls=[CFG(2), ControlNet(net, regions)])
+        made = sfumato.generate(model, prompts, controls=[CFG.of(model), ControlNet(net, regions)])
         sfumato.Images([sfumato.Picture(np.asarray(regions)), *made]).grid(columns=4).save("regions.png")
         """),
     Entry("two-nets", C, "Two ControlNets: colours of one picture, lines of another", """
@@ -158,7 +158,7 @@ ENTRIES = (
         lines, regions = (sfumato.load_controlnet(f"emoji-{name}") for name in ("lines", "regions"))
         sketch = sfumato.annotate("sketch", Image.open("sketch-cat.jpg").resize((128, 128)))
         colours = sfumato.annotate("regions", "painted-cat.png")
-        controls = [CFG(2), ControlNet(lines, sketch, 0.8), ControlNet(regions, colours, 0.4)]
+        controls = [CFG.of(model), ControlNet(lines, sketch, 0.8), ControlNet(regions, colours, 0.4)]
         made = sfumato.generate(model, "a cat face, noto style", count=4, controls=controls)
         made.grid(columns=4).save("two-nets.png")
         """),
@@ -171,7 +171,7 @@ ENTRIES = (
         painted = Image.open("painted-cat.png").convert("RGB")
         mask = np.zeros((128, 128), np.uint8)
         mask[50:] = 255
-        controls = [CFG(2), ControlNet(net, sfumato.annotate("canny", painted)), Inpaint(painted, mask)]
+        controls = [CFG.of(model), ControlNet(net, sfumato.annotate("canny", painted)), Inpaint(painted, mask)]
         made = sfumato.generate(model, ["a tiger face, noto", "a panda, noto", "a pig face, noto"], controls=controls)
         sfumato.Images([sfumato.Picture(np.asarray(painted)), *made]).grid(columns=4).save("control-and-mask.png")
         """, "Of the painted cat, left, the ears stay as they are; the face is drawn anew along its lines."),

@@ -80,14 +80,15 @@ class Denoising:
         noisy = self.objective.noised(latents, draws)
         output = self.predict(nets, batch, draws, noisy)
         loss, metrics = self.objective.loss(output, latents, draws, batch.get("weights"))
-        if self.consistency is None:
+        consistency = self.consistency
+        if consistency is None:
             return loss, metrics
         some = (batch, draws, noisy, output, latents)
-        batch, draws, noisy, output, latents = jax.tree.map(lambda a: a[:: self.consistency.every], some)
-        if self.consistency.own:
+        batch, draws, noisy, output, latents = jax.tree.map(lambda a: a[:: consistency.every], some)
+        if consistency.own:
             draws, noisy = self.objective.onward(output, noisy, draws)
             output = self.predict(nets, batch, draws, noisy)
-        more, terms = self.consistency(nets["vae"].decode, self.objective.clean(output, noisy, draws), latents)
+        more, terms = consistency(nets["vae"].decode, self.objective.clean(output, noisy, draws), latents)
         return loss + more, metrics | terms
 
     def predict(
