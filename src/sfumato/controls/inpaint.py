@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses as dc
 from typing import Any
 
-import cv2
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Float32, UInt8
@@ -74,6 +73,8 @@ def continued(
     An autoencoder does not give colours back exactly, and where its picture meets the known one, that is a seam. Near
     the edge the picture is off inside of the mask by as much as it is outside, where that can be seen.
     """
+    import cv2
+
     outside, found = 1 - mask[..., 0], picture.astype(np.float32)
     for fade in FADES:
         off = cv2.GaussianBlur((known - found) * outside[..., None], (0, 0), fade)
