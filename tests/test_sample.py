@@ -84,11 +84,11 @@ class Looker(Control):
         return 0.0, state
 
 
-def rows(controls, count: int = 8, first: int = 0) -> list[tuple[set[str], list[int]]]:
+def rows(controls, count: int = 8, first: int = 0, once: bool = False) -> list[tuple[set[str], list[int]]]:
     """What is asleep, and in which rows, for each stretch."""
     table = DDIM().table(Schedule(), count, first)
     steps = run.on_device(table, None)
-    return [({*asleep}, np.flatnonzero(active).tolist()) for asleep, active in stretches(controls, BASE, steps)]
+    return [({*asleep}, np.flatnonzero(active).tolist()) for asleep, active in stretches(controls, BASE, steps, once)]
 
 
 def test_the_unconditional_branch_sleeps_where_there_is_no_guidance():
@@ -99,6 +99,12 @@ def test_the_unconditional_branch_sleeps_where_there_is_no_guidance():
     assert rows((CFG(5.0, window=Window(0.25, 0.5)),)) == [({"uncond"}, [0, 1]), (set(), [2, 3]),
                                                            ({"uncond"}, [4, 5, 6, 7])]  # fmt: skip
     assert rows((CFG(5.0, window=Window(0.0, 0.5)),), first=5) == [(set(), [5, 6]), ({"uncond"}, [7])]
+
+
+def test_for_small_networks_a_branch_sleeps_through_all_rows_or_none():
+    assert rows((CFG(5.0, window=Window(0.25, 0.5)),), once=True) == [(set(), [*range(8)])]
+    assert rows((CFG(5.0, window=Window(0.0, 0.5)),), first=5, once=True) == [(set(), [5, 6, 7])]
+    assert rows((CFG(1.0),), once=True) == [({"uncond"}, [*range(8)])]
 
 
 def test_a_branch_is_awake_as_long_as_one_control_wants_it():

@@ -36,6 +36,9 @@ Carry = tuple[Latents, Any, tuple[Any, ...]]
 Asleep = frozenset[str]
 """The branches that no control wants."""
 AWAKE: Asleep = frozenset()
+SMALL = 100_000_000
+"""Parameters of a network up to which a second program takes longer to be made ready than it saves: there a branch
+sleeps through all rows or through none."""
 
 
 def sample(
@@ -48,7 +51,7 @@ def sample(
     `prediction` is what the network predicts (`sfumato.schedule.PREDICTIONS`). With a `mesh` the pictures are divided
     over its axis "batch", and every device works through the loop on its own.
     """
-    parts = stretches(controls, base, steps)
+    parts = stretches(controls, base, steps, is_small(unet))
     if len(parts) == 1:
         return _whole(unet, sampler, steps, controls, x, base, prediction, mesh, parts[0][0])
     carry = start(unet, sampler, controls, base, prediction, steps, x)
@@ -94,13 +97,19 @@ def _scanned(
     return jax.lax.scan(lambda carry, step: (body(carry, step), None), carry, steps)[0]
 
 
+def is_small(unet: UNet) -> bool:
+    """Whether a network is one of those of `SMALL`."""
+    return sum(leaf.size for leaf in jax.tree.leaves(unet)) < SMALL
+
+
 def stretches(
-    controls: Sequence[Control], base: Mapping[str, Conditioning], steps: Step
+    controls: Sequence[Control], base: Mapping[str, Conditioning], steps: Step, once: bool = False
 ) -> list[tuple[Asleep, Bool[np.ndarray, " R"]]]:
-    """The branches that are asleep and the rows that are active, for each stretch of rows that want the same ones."""
+    """The branches that are asleep and the rows that are active, for each stretch of rows that want the same ones; of
+    those that sleep through all rows, in `once`."""
     columns = _on_host(steps)
     found: list[tuple[Asleep, Bool[np.ndarray, " R"]]] = []
-    for index, asleep in _asleep(controls, base, columns):
+    for index, asleep in _asleep(controls, base, columns, once):
         if not found or found[-1][0] != asleep:
             found.append((asleep, np.zeros_like(columns.active)))
         found[-1][1][index] = True
@@ -108,13 +117,14 @@ def stretches(
 
 
 def _asleep(
-    controls: Sequence[Control], base: Mapping[str, Conditioning], columns: Step
+    controls: Sequence[Control], base: Mapping[str, Conditioning], columns: Step, once: bool
 ) -> Iterator[tuple[int, Asleep]]:  # fmt: skip
-    """The numbers of the active rows, and the branches that no control wants in each."""
+    """The numbers of the active rows, and the branches that no control wants in each, or `once` in all of them."""
     names = [name for name in all_branches(controls, base) if name != COND]
     wanted = {name: [np.asarray(control.wants(name, columns)) for control in controls] for name in names}
     for index in np.flatnonzero(columns.active):
-        yield int(index), frozenset(name for name in names if not any(rows[index] for rows in wanted[name]))
+        looked = columns.active if once else [index]
+        yield int(index), frozenset(name for name in names if not any(rows[looked].any() for rows in wanted[name]))
 
 
 def _on_host(steps: Step) -> Step:
@@ -134,7 +144,7 @@ def sample_rows(
     """As `sample`, one row at a time: yields the latents after each active row."""
     # Numbers are cut out here and not on the device, where each cut would be a program of its own.
     columns = _on_host(steps)
-    rows = list(_asleep(controls, base, columns))
+    rows = list(_asleep(controls, base, columns, is_small(unet)))
     columns = dc.replace(columns, noise=steps.noise)
     carry = start(unet, sampler, controls, base, prediction, steps, x)
     leaves, tree = jax.tree.flatten((unet, controls, base))  # once: of a network it takes milliseconds
