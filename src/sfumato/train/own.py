@@ -170,6 +170,9 @@ class ControlNet(Recipe):
         if self.net and self.hint != 16:
             raise SfumatoError("A ControlNet given by --net has its own layers, so there is no --hint-channels beside "
                                "it.")  # fmt: skip
+        if self.own and not (self.edges or self.colours):
+            raise SfumatoError("--consistent-own says where pictures that are compared begin, so it needs "
+                               "--consistent-edges or --consistent-colours.")  # fmt: skip
         return {
             "net": load_controlnet(self.net, dtype="float32") if self.net else None,
             "hint": self.hint,

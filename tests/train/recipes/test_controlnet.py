@@ -244,6 +244,10 @@ def test_bad_input_is_one_sentence(models):
         settings.ControlNet(net="a net", hint=8).arguments("float32")
     assert settings.ControlNet().arguments("float32")["consistency"] is None
     assert settings.ControlNet(edges=2.0).arguments("float32")["consistency"] == Consistency(edges=2.0)
+    both = settings.ControlNet(colours=2.0, own=True).arguments("float32")["consistency"]
+    assert both == Consistency(colours=2.0, own=True)
+    with pytest.raises(SfumatoError, match="so it needs --consistent-edges or --consistent-colours"):
+        settings.ControlNet(own=True).arguments("float32")
     with pytest.raises(SfumatoError, match="at least 1 channel, not 0"):
         controlnet(model, hint=0)
     with pytest.raises(SfumatoError, match="9"):
