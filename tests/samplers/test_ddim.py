@@ -45,8 +45,10 @@ def test_steps_end_at_the_next_timestep(spacing, steps):
     {"beta_schedule": "squaredcos_cap_v2"},
     {"beta_schedule": "linear"},
 ], ids=str)  # fmt: skip
-@pytest.mark.parametrize("eta", [0.0, 1.0])
+@pytest.mark.parametrize("eta", [0.0, 0.9])
 def test_configurations(config, eta):
+    """With eta 1 and no signal at the start, the reference takes the root of 1 - alpha - (1 - alpha), which is rounded
+    to a little less than 0, and so to nan, on some processors; `test_eta_1_is_ddpm` has that corner."""
     assert_same(DDIM(eta=eta), scheduler(**config), 10, eta=eta)
 
 
@@ -57,10 +59,11 @@ def test_from_a_picture(start, eta):
     assert_same(DDIM(eta=eta), scheduler(), 10, start=start, eta=eta)
 
 
+@pytest.mark.parametrize("zero_snr", [False, True])
 @pytest.mark.parametrize("spacing", SPACINGS)
-def test_eta_1_is_ddpm(spacing):
+def test_eta_1_is_ddpm(spacing, zero_snr):
     """The same noise, and the same share of everything that is not noise."""
-    schedule = Schedule(timestep_spacing=spacing)
+    schedule = Schedule(timestep_spacing=spacing, rescale_betas_zero_snr=zero_snr, prediction_type="v_prediction")
     ddim, ddpm = (sampler.table(schedule, 20).steps for sampler in (DDIM(eta=1.0), DDPM()))
     np.testing.assert_allclose(ddim.coefficients["noise"], ddpm.coefficients["noise"], atol=1e-12)
     eps = ddpm.coefficients["x"] * ddpm.sigma  # x = alpha x0 + sigma eps
