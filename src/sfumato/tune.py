@@ -177,6 +177,8 @@ LEVELS = ((2, 64, 320), (2, 32, 640), (2, 16, 1280))
 NARROW = ((1, 128, 64), (1, 128, 96), (1, 128, 128))
 
 ITEMS = (
+    Item("bfloat16_wide", "bfloat16 multiplied as float32",
+         (*_works(feed_forward, ((4096, 320), (1024, 640)), "bfloat16"), *_works(convolutions, LEVELS, "bfloat16"))),
     Item("query_block", "queries of attention at once",
          _works(attention, ((4096, 8, 40), (1024, 8, 80)), *BOTH)),
     Item("rows", "places of a feed-forward layer at once",

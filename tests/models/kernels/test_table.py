@@ -35,12 +35,23 @@ def convolve(x, kernel):
     return kernels.conv_general_dilated(x, kernel, (1, 1), SAME, dimension_numbers=LAST)
 
 
+def multiply(x, kernel):
+    return kernels.dot_general(x, kernel, (((2,), (0,)), ((), ())))
+
+
 def convolution(side: int, inputs: int, outputs: int):
     return convolve, native, [(1, side, side, inputs), (3, 3, inputs, outputs)]
 
 
 THRESHOLDS = [convolution(20, 96, 96), convolution(40, 192, 96), convolution(66, 96, 96)]
+WIDE = [
+    (kernels.attention, whole, [(1, 1100, 1, 4), (1, 490, 1, 4), (1, 490, 1, 4)]),
+    (whole, whole, [(1, 20, 2, 4), (1, 30, 2, 4), (1, 30, 2, 4)]),
+    convolution(34, 96, 96), convolution(8, 4, 4),
+    (multiply, multiply, [(3, 20, 8), (8, 6)]),
+]  # fmt: skip
 WORKS = {
+    "bfloat16_wide": WIDE,
     "query_block": [(kernels.attention, whole, [(1, 1100, 1, 4), (1, 490, 1, 4), (1, 490, 1, 4)])],
     "rows": [(lambda x: kernels.in_blocks(jnp.sin, x), jnp.sin, [(2, 4096, 2)])],
     "channels": [convolution(34, channels, channels) for channels in (64, 100, 130)],
@@ -88,6 +99,13 @@ def test_every_value_makes_another_program(name):
     """So that the law above is about each of them."""
     texts = {"".join(program.as_text() for program, _, _ in programs(name, value)) for value in VALUES[name]}
     assert len(texts) == len(VALUES[name])
+
+
+def test_widened_products_have_no_narrow_one_among_them():
+    for program, _, _ in programs("bfloat16_wide", 1):
+        lines = [line for line in program.as_text().splitlines() if "dot_general" in line or "convolution(" in line]
+        assert lines
+        assert not any("bf16" in line for line in lines)
 
 
 def test_the_values_include_those_of_the_package():

@@ -8,6 +8,7 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from sfumato.models.kernels.mesh import divided
+from sfumato.models.kernels.products import widened
 from sfumato.models.kernels.table import in_use
 
 BLOCKED_FROM = 2**19
@@ -18,6 +19,7 @@ def attention_map(
     q: Float[Array, "B Q N D"], k: Float[Array, "B K N D"], mask: Float[Array, "#B #N #Q K"] | None = None
 ) -> Float[Array, "B N Q K"]:
     """softmax(q k^T / sqrt(D) + mask), the attention probabilities, in float32 (arXiv:1706.03762, eq. 1)."""
+    q, k = widened(q, k)
     wide = jnp.promote_types(q.dtype, jnp.float32)
     logits = jnp.einsum("bqnd,bknd->bnqk", q, k, preferred_element_type=wide) * q.shape[-1] ** -0.5
     return jax.nn.softmax(logits if mask is None else logits + mask, axis=-1)
@@ -34,6 +36,9 @@ def attention(
     Large maps are never held whole: one head and one block of queries at a time, recomputed in the backward pass.
     Under a mesh (`jax.sharding.use_abstract_mesh`) that divides the rows, each device does this with its own.
     """
+    dtype, (q, k, v) = q.dtype, widened(q, k, v)
+    if q.dtype != dtype:
+        return attention(q, k, v, mask).astype(dtype)
     if mask is not None or q.shape[1] * k.shape[1] <= BLOCKED_FROM:
         return weigh(attention_map(q, k, mask), v)
     mesh = jax.sharding.get_abstract_mesh()
@@ -70,5 +75,6 @@ def _head(q: Float[Array, "Q D"], k: Float[Array, "K D"], v: Float[Array, "K D"]
 
 def weigh(probabilities: Float[Array, "B N Q K"], v: Float[Array, "B K N D"]) -> Float[Array, "B Q N D"]:
     """The values averaged by attention probabilities."""
+    dtype, (v,) = v.dtype, widened(v)
     wide = jnp.promote_types(v.dtype, jnp.float32)
-    return jnp.einsum("bnqk,bknd->bqnd", probabilities.astype(v.dtype), v, preferred_element_type=wide).astype(v.dtype)
+    return jnp.einsum("bnqk,bknd->bqnd", probabilities.astype(v.dtype), v, preferred_element_type=wide).astype(dtype)

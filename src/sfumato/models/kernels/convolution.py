@@ -15,7 +15,7 @@ from jaxtyping import Array, Float
 
 from sfumato.models.kernels import winograd
 from sfumato.models.kernels.mesh import divided
-from sfumato.models.kernels.products import dot_general
+from sfumato.models.kernels.products import dot_general, widened
 from sfumato.models.kernels.table import Table, in_use
 
 LAST = lax.ConvDimensionNumbers((0, 3, 1, 2), (3, 2, 0, 1), (0, 3, 1, 2))
@@ -45,6 +45,9 @@ def conv_general_dilated(lhs: Array, rhs: Array, window_strides: Sequence[int], 
 
     Those of 1 x 1 are products of matrices; on a processor those of 3 x 3 may take another form.
     """
+    x, kernel = widened(lhs, rhs)
+    if x.dtype != lhs.dtype:
+        return conv_general_dilated(x, kernel, window_strides, padding, **kwargs).astype(lhs.dtype)
     small = math.prod(lhs.shape[:-1]) * max(rhs.shape[2:]) <= LARGEST
     if small and _simple(rhs, kwargs) and not isinstance(padding, str):
         stride, pads = tuple(window_strides), tuple((low, high) for low, high in padding)

@@ -36,6 +36,9 @@ NEVER = 2**24
 class Table:
     """The numbers, as they come with the package. Whatever they are, the kernels compute the same."""
 
+    bfloat16_wide: int = 0
+    """1 where float32 is multiplied faster than bfloat16, which then is widened on the way into a product and narrowed
+    behind it: processors may have bfloat16's fast products in a matrix unit that a virtual machine hides."""
     query_block: int = 512
     """Queries handled at once where an attention map is large: the map of a block stays in the cache."""
     rows: int = 512
@@ -57,7 +60,8 @@ class Table:
 PLACES = (256, 1024, 4096, NEVER)
 
 VALUES: Mapping[str, tuple[int, ...]] = {
-    "query_block": (128, 256, 512, 1024), "rows": (128, 256, 512, 1024, 2048), "channels": (64, 96, 128, 192),
+    "bfloat16_wide": (0, 1), "query_block": (128, 256, 512, 1024), "rows": (128, 256, 512, 1024, 2048),
+    "channels": (64, 96, 128, 192),
     "float32_f4": PLACES, "f4_block": (2**15, 2**16, 2**17, 2**18),
     "bfloat16_f2": PLACES, "f2_block": (2**16, 2**17, 2**18, 2**19), "bfloat16_f2_few": PLACES,
 }  # fmt: skip
