@@ -26,7 +26,7 @@ from sfumato.models import controlnet
 from sfumato.models.config import ControlNetConfig, UNetConfig
 from sfumato.models.layers import abstract
 from sfumato.models.unet import UNet
-from sfumato.run import on_device
+from sfumato.run import columns
 from sfumato.sample import AWAKE, _whole
 from sfumato.samplers import sampler
 from sfumato.schedule import Schedule
@@ -46,7 +46,7 @@ if controlled == "yes":
     controls.append(ControlNet(net, picture, jnp.float32(1.0), Window()))
 schedule = Schedule()
 chosen = sampler("dpm++ 2m", schedule)
-steps = on_device(chosen.table(schedule, 20), None)
+steps = columns(chosen.table(schedule, 20), None)
 text = Conditioning(jax.ShapeDtypeStruct((1, 77, 768), "float32"))
 x = jax.ShapeDtypeStruct((1, 64, 64, 4), "float32")
 began = time.perf_counter()

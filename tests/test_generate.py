@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses as dc
+
 import numpy as np
 import pytest
 
@@ -115,3 +117,17 @@ def test_inpainting_in_two_parts(kind, pair):
     middle = both.ours(latents=None, stop=0.5, **settings)
     assert_close(both.ours(latents=middle, start=0.5, **settings), whole, 1e-6)
     assert np.abs(middle - whole).max() > 0.1
+
+
+def test_a_model_says_how_many_steps_it_wants(models):
+    model = models("sd1")
+
+    def steps(**options):
+        return dc.replace(model, options=options).steps
+
+    assert [steps(), steps(num_inference_steps=4)] == [30, 4]
+    assert [steps(num_inference_steps=said) for said in (0, -3, "few", float("nan"))] == [30] * 4
+    quick = dc.replace(model, options={"num_inference_steps": 2})
+    (own,), (told,) = (sfumato.generate(quick, PROMPT, size=SIZE, **given) for given in ({}, {"steps": 2}))
+    np.testing.assert_array_equal(own.array, told.array)
+    assert own.metadata["settings"]["steps"] == 2

@@ -7,12 +7,14 @@ import json
 import os
 import subprocess
 import sys
+import threading
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import sfumato
 from sfumato import fingerprint, kept, run
 from sfumato.kept import Kept
 from sfumato.sample import AWAKE, _one_row, _whole, sample_rows
@@ -65,6 +67,57 @@ def test_a_program_is_traced_by_the_first_process_alone(files):
     assert TRACED == []
     same(second, first)
     same(second, scaled.plain(*arguments()))
+
+
+def finished() -> None:
+    """Waits for all that goes on in the background."""
+    for each in threading.enumerate():
+        if each is not threading.current_thread() and not each.daemon:
+            each.join()
+
+
+@pytest.fixture
+def compiled():
+    """The names of the programs that the compiler was given since."""
+    names: list[str] = []
+
+    def listen(event: str, _: float, fun_name: str | None = None, **__: object) -> None:
+        if event.endswith("backend_compile_duration"):
+            names.append(str(fun_name))
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    yield names
+    jax.monitoring.unregister_event_duration_listener(listen)
+
+
+@pytest.mark.parametrize("shapes", [True, False])
+def test_what_was_prepared_is_not_compiled_again(shapes, compiled):
+    program = Kept(lambda x, how: jnp.sin(x) if how == "sine" else x, static_argnames="how")
+    x = jnp.arange(6.0)
+    given = jax.ShapeDtypeStruct(x.shape, x.dtype) if shapes else x
+    for _ in range(2):
+        program.prepare(given, "sine")
+        finished()
+    before = compiled.count("jit(<lambda>)")
+    np.testing.assert_allclose(program(x, "sine"), np.sin(x), rtol=1e-6)
+    assert (before, compiled.count("jit(<lambda>)")) == (1, 1)
+
+
+def test_what_cannot_be_prepared_fails_when_it_is_called():
+    def refuse(_):
+        raise ValueError("no")
+
+    program = Kept(refuse)
+    program.prepare(jnp.zeros(3))
+    finished()
+    with pytest.raises(ValueError, match="no"):
+        program(jnp.zeros(3))
+
+
+def test_a_run_compiles_its_decoder_once(models, compiled):
+    sfumato.generate(models("sd1"), "a fox", steps=1)
+    finished()
+    assert sorted(name for name in compiled if "decode" in name or "_whole" in name) == ["jit(_whole)", "jit(decode)"]
 
 
 def test_others_can_put_nothing_there(files):

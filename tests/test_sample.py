@@ -87,7 +87,7 @@ class Looker(Control):
 def rows(controls, count: int = 8, first: int = 0, once: bool = False) -> list[tuple[set[str], list[int]]]:
     """What is asleep, and in which rows, for each stretch."""
     table = DDIM().table(Schedule(), count, first)
-    steps = run.on_device(table, None)
+    steps = run.columns(table, None)
     return [({*asleep}, np.flatnonzero(active).tolist()) for asleep, active in stretches(controls, BASE, steps, once)]
 
 

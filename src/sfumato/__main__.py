@@ -1,5 +1,5 @@
 """`python -m sfumato`."""
 
-from sfumato.cli import main
+from sfumato.cli import process
 
-main()
+process()

@@ -62,7 +62,7 @@ class Figures:
 
 
 def bench(
-    source: str, *, steps: int = 30, size: tuple[int, int] | None = None, count: int = 1, runs: int = 5,
+    source: str, *, steps: int | None = None, size: tuple[int, int] | None = None, count: int = 1, runs: int = 5,
     dtype: str | None = None, int8: bool = False,
 ) -> Figures:  # fmt: skip
     """Loads the model `source`, draws `count` pictures at once with its own guidance, and that `runs` times more;
@@ -74,6 +74,7 @@ def bench(
         raise SfumatoError(f"runs must be a whole number from 1 on, not {runs}.")
     prepared = sfumato.quantize if int8 else lambda model: model
     model, load = timed(lambda: prepared(sfumato.load(source, dtype=dtype)))
+    steps = model.steps if steps is None else steps
     width, height = size_of(model, size)
 
     def draw(output: str, seed: int) -> Any:

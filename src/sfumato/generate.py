@@ -42,7 +42,7 @@ class Cancelled(Exception):
 
 def generate(
     model: Model, prompt: str | Sequence[str], *, negative: str | Sequence[str] | None = None,
-    controls: Sequence[Control] | None = None, sampler: str | Sampler | None = None, steps: int = 30,
+    controls: Sequence[Control] | None = None, sampler: str | Sampler | None = None, steps: int | None = None,
     size: tuple[int, int] | None = None, count: int = 1, seed: int | Sequence[int] = 0, image: Any = None,
     strength: float = 0.8, start: float = 0.0, stop: float = 1.0, latents: Any = None, noise: Any = None,
     weights: bool = True, clip_skip: int = 0, tiled: bool | None = None, batch: int | None = None,
@@ -52,9 +52,9 @@ def generate(
 
     `prompt` is one text or a list of them, each drawn `count` times; `negative` likewise, None for none. `controls`
     are the techniques to apply together, None for plain guidance and () for none at all. `sampler` is a name (see
-    `sfumato samplers`), a Sampler, or None for the checkpoint's own; `size` is (width, height) in pixels, None for the
-    model's own. `seed` is that of the first picture and the others follow, or a list with one for each: a picture
-    depends on its own seed alone.
+    `sfumato samplers`), a Sampler, or None for the checkpoint's own; None for `steps` is the number
+    that the model was made for (`Model.steps`), and for `size`, (width, height) in pixels, the model's own. `seed` is
+    that of the first picture and the others follow, or a list with one for each: a picture depends on its own seed.
 
     `image` (one, or one for each) is what to start from instead of noise, changed by `strength` in [0, 1]. `start` and
     `stop` run a part of the process, in shares of the training time: a base model up to 0.8 with output="latents",
@@ -74,6 +74,7 @@ def generate(
     plan = make_plan(model, prompt, negative, count, seed, size)
     chosen = sampler_of(sampler, model.schedule)
     controls = checked_controls(controls, model)
+    steps = model.steps if steps is None else steps
     start, stop = _share(start, stop, latents, image)
     check_choices(output, batch, devices)
     strength = finite("strength", strength, 0, 1)
@@ -182,13 +183,16 @@ class Job:
         row_noise = self.row_noise
         if self.sampler.stochastic and row_noise is None:
             row_noise = noises.per_step(plan.seeds, len(steps.index), plan.latent_shape)
-        rows = run.on_device(self.table, row_noise if self.sampler.stochastic else None)
+        rows = run.columns(self.table, row_noise if self.sampler.stochastic else None)
         clean = None if self.starts is None else run.encode_image(model.vae, self.starts, self.tiled)
         first = int(np.argmax(steps.active))
         x = self.latents if self.handed_over else initial(rows, self.latents, clean, self.table.start_sigma, first)
         mesh = run.mesh_of(self.devices, len(plan))
+        if output != "latents" and mesh is None:
+            run.decode.prepare(model.vae, jax.ShapeDtypeStruct(x.shape, jnp.float32), self.tiled, mesh)
+        x = jnp.array(x) if self.progress is None else x  # `sample` takes it over
         arguments = (
-            run.spread(mesh, model.unet, None), self.sampler, rows, self.controls, run.spread(mesh, jnp.array(x)),
+            run.spread(mesh, model.unet, None), self.sampler, rows, self.controls, run.spread(mesh, x),
             run.spread(mesh, self.base), model.schedule.prediction_type, mesh,
         )  # fmt: skip
         x = sample(*arguments) if self.progress is None else self._watched(arguments, self.progress)

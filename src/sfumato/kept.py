@@ -10,6 +10,7 @@ import contextlib
 import functools
 import hashlib
 import os
+import threading
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -42,6 +43,7 @@ class Kept:
     def __init__(self, function: Callable[..., Any], *, late: bool = False, **options: Any):
         self.function, self.late, self.options = function, late, options
         functools.update_wrapper(self, function)
+        self.prepared: set[Any] = set()
 
     @functools.cached_property
     def plain(self) -> Any:
@@ -66,6 +68,15 @@ class Kept:
     def lower(self, *args: Any) -> jax.stages.Lowered:
         """As of `jax.jit`."""
         return self.way(*args).lower(*args)
+
+    def prepare(self, *args: Any) -> None:
+        """Compiles in the background for a later call with such arguments; of arrays, `jax.ShapeDtypeStruct`s will
+        do. Such a call then waits for the rest of it. Costs nothing the second time."""
+        leaves, tree = jax.tree.flatten(args)
+        kind = tree, tuple((leaf.shape, leaf.dtype) if hasattr(leaf, "dtype") else leaf for leaf in leaves)
+        if kind not in self.prepared:
+            self.prepared.add(kind)
+            threading.Thread(target=_compile, args=(self.way(*args), args)).start()
 
     def way(self, *args: Any) -> Any:
         """`recalled` or `plain`, whichever suits such arguments: for a caller with many calls of one kind."""
@@ -106,6 +117,11 @@ class Kept:
             return None
         _write(path, program)
         return program
+
+
+def _compile(way: Any, args: tuple[Any, ...]) -> None:
+    with contextlib.suppress(Exception):  # the call that this is for will raise it
+        way.lower(*args).compile()
 
 
 def _traced(leaf: Any) -> bool:

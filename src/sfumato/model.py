@@ -18,9 +18,9 @@ from sfumato.schedule import Schedule
 from sfumato.text.tokenizer import Tokenizer
 from sfumato.types import Window
 
-GUIDANCE, GUIDED = "guidance_scale", "guidance_stop"
-"""The settings of a checkpoint that say how much guidance it wants, and up to what share of the steps. diffusers has
-none for that, and passes over them."""
+GUIDANCE, GUIDED, STEPS = "guidance_scale", "guidance_stop", "num_inference_steps"
+"""The settings of a checkpoint that say how much guidance it wants, up to what share of the steps, and how many steps.
+diffusers has none for that, and passes over them."""
 
 
 @dc.dataclass(frozen=True)
@@ -55,6 +55,12 @@ class Model:
     def guided(self) -> Window:
         """Where it draws best with guidance: up to "guidance_stop" of its `model_index.json`, otherwise always."""
         return Window(0.0, min(max(self._number(GUIDED, 1.0), 0.0), 1.0))
+
+    @property
+    def steps(self) -> int:
+        """The steps it is meant to be drawn with: "num_inference_steps" of its `model_index.json`, otherwise 30."""
+        said = self._number(STEPS, 30)
+        return int(said) if said >= 1 else 30
 
     def _number(self, name: str, default: float) -> float:
         said = self.options.get(name)

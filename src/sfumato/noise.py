@@ -47,8 +47,7 @@ def checked(seeds: Seeds) -> list[int]:
 
 def starting(seeds: Seeds, shape: Shape, *, stream: int = START) -> Float32[Array, "B h w C"]:
     """Standard normal noise, one picture for each seed. Raises SfumatoError as `checked`."""
-    # One program a picture, not one for all: vectorized ends of a larger array might round otherwise.
-    return jnp.stack([_draw(_halves(seed), stream, None, shape) for seed in checked(seeds)])
+    return _pictures(seeds, stream, None, shape)
 
 
 def per_step(seeds: Seeds, rows: int, shape: Shape) -> Float32[Array, "rows B h w C"]:
@@ -56,7 +55,13 @@ def per_step(seeds: Seeds, rows: int, shape: Shape) -> Float32[Array, "rows B h 
 
     Raises SfumatoError as `checked`.
     """
-    return jnp.stack([_draw(_halves(seed), STEP, rows, shape) for seed in checked(seeds)], axis=1)
+    return _pictures(seeds, STEP, rows, shape)
+
+
+def _pictures(seeds: Seeds, stream: int, rows: int | None, shape: Shape) -> Float32[Array, "... B h w C"]:
+    # One program a picture, not one for all: vectorized ends of a larger array might round otherwise.
+    draws = [_draw(_halves(seed), stream, rows, shape) for seed in checked(seeds)]
+    return jnp.concatenate(draws, axis=-4) if len(draws) > 1 else draws[0]
 
 
 def _halves(seed: int) -> UInt32[np.ndarray, 2]:
@@ -65,11 +70,12 @@ def _halves(seed: int) -> UInt32[np.ndarray, 2]:
 
 
 @functools.partial(jax.jit, static_argnums=(2, 3))
-def _draw(seed: UInt32[Array, 2], stream: int | Array, rows: int | None, shape: Shape) -> Float32[Array, ...]:
+def _draw(seed: UInt32[Array, 2], stream: int | Array, rows: int | None, shape: Shape) -> Float32[Array, "... 1 h w C"]:
     key = jax.random.fold_in(jax.random.wrap_key_data(seed, impl="threefry2x32"), stream)
     if rows is None:
-        return jax.random.normal(key, shape, jnp.float32)
-    return jax.lax.map(lambda row: jax.random.normal(jax.random.fold_in(key, row), shape), jnp.arange(rows))
+        return jax.random.normal(key, shape, jnp.float32)[None]
+    draws = jax.lax.map(lambda row: jax.random.normal(jax.random.fold_in(key, row), shape), jnp.arange(rows))
+    return draws[:, None]
 
 
 def torch_cpu(seeds: Seeds, shape: Shape, *, draws: int | None = None) -> Float32[np.ndarray, "... B h w C"]:

@@ -175,12 +175,12 @@ def tiling(shape: tuple[int, int, int], wish: bool | None) -> bool:
     return shape[0] * shape[1] > TILED_FROM if wish is None else bool(wish)
 
 
-def on_device(table: Table, noise: Any) -> Any:
-    """The rows of a table as float32 (int32, bool) arrays, with their noise."""
-    steps = jax.tree.map(
-        lambda column: (
-            jnp.asarray(column, jnp.float32) if np.issubdtype(column.dtype, np.floating) else jnp.asarray(column)
-        ),
-        table.steps,
-    )
-    return dc.replace(steps, noise=noise)
+def columns(table: Table, noise: Any) -> Any:
+    """The rows of a table with their noise. Numbers stay on the host, as float32, int32 and bool: they go to the device
+    with a call, where each made or cut out there by itself would be a program of its own."""
+
+    def narrowed(column: np.ndarray) -> np.ndarray:
+        kinds = {"f": np.float32, "i": np.int32}
+        return np.asarray(column, kinds.get(column.dtype.kind))
+
+    return dc.replace(jax.tree.map(narrowed, table.steps), noise=noise)

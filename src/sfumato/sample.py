@@ -142,10 +142,9 @@ def sample_rows(
     base: Mapping[str, Conditioning], prediction: str, mesh: Mesh | None = None,
 ) -> Iterator[Latents]:  # fmt: skip
     """As `sample`, one row at a time: yields the latents after each active row."""
-    # Numbers are cut out here and not on the device, where each cut would be a program of its own.
-    columns = _on_host(steps)
+    # Cut out here and not on the device, where each cut would be a program of its own.
+    columns = jax.tree.map(np.asarray, steps)
     rows = list(_asleep(controls, base, columns, is_small(unet)))
-    columns = dc.replace(columns, noise=steps.noise)
     carry = start(unet, sampler, controls, base, prediction, steps, x)
     leaves, tree = jax.tree.flatten((unet, controls, base))  # once: of a network it takes milliseconds
     one_row, structure = _one_row.way(leaves, carry), jax.tree.structure(carry)
@@ -288,5 +287,5 @@ def initial(
 ) -> Latents:
     """Where a run starts: noise, or `image` (clean latents) with the noise of row `first`."""
     if image is None:
-        return noise * start_sigma
+        return noise if start_sigma == 1 else noise * start_sigma
     return steps.alpha[first] * image + steps.sigma[first] * noise

@@ -96,3 +96,26 @@ def test_a_mistake_is_one_sentence_and_status_2():
     assert out.stdout == ""
     assert out.stderr.startswith("sfumato: ")
     assert out.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(("words", "status"), [(["--version"], 0), (["gen"], 2), (["inspect", "none"], 2)])
+def test_a_process_ends_at_once_but_tidily(words, status):
+    """With its exit status, and after all that was to be done at its end."""
+    program = (
+        "import atexit; from sfumato import cli\n"
+        "class Late:\n    def __del__(self): print('taken apart')\n"
+        "late, main = Late(), cli.main\n"
+        "cli.main = lambda: (atexit.register(print, 'tidied'), main())\n"
+        "cli.process()"
+    )
+    done = subprocess.run([sys.executable, "-c", program, *words], capture_output=True, text=True)
+    assert done.returncode == status
+    assert "tidied" in done.stdout
+    assert "taken apart" not in done.stdout
+
+
+def test_an_exception_that_nobody_expects_is_shown_with_status_1():
+    program = "from sfumato import cli; cli.main = lambda: 1 / 0; cli.process()"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "ZeroDivisionError" in done.stderr

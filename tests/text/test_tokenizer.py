@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import functools
+import html
 import json
 import random
 import warnings
 from pathlib import Path
 from typing import Any
 
+import ftfy
 import jaxtyping
 import numpy as np
 import pytest
@@ -222,6 +224,15 @@ def test_text_is_cleaned_as_openai_does_it():
     assert clean("schÃ¶n “x”") == 'schön "x"'
     tokenizer = clip_tokenizer()
     assert tokenizer.encode("Fish &amp; CHIPS") == tokenizer.encode("fish  &\n chips")
+
+
+def test_plain_text_has_nothing_to_repair():
+    """Which is why it is not looked at."""
+    letters = np.array([chr(code) for code in range(32, 127) if chr(code) != "&"])
+    for row in np.random.default_rng(0).choice(letters, (500, 40)):
+        text = "".join(row)
+        assert html.unescape(ftfy.fix_text(text)) == text
+        assert clean(text) == text.strip()
 
 
 def test_the_built_in_tokenizer_is_made_once():

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 def bench(
     model: Annotated[str, typer.Option("-m", "--model", help="A folder, a single-file checkpoint, a hub id, or one of "
                                        "`sfumato models`.")] = DEFAULT,
-    steps: Annotated[int, typer.Option(help="Evaluations of the network.")] = 30,
+    steps: Annotated[int | None, typer.Option(help="Evaluations of the network; 30, or what the model says.")] = None,
     size: Annotated[str | None, typer.Option(metavar="WxH", help="Such as 768x512; the model's own.")] = None,
     count: Annotated[int, typer.Option("-n", "--count", help="How many pictures at once.")] = 1,
     runs: Annotated[int, typer.Option(help="How many times.")] = 5,
@@ -37,7 +37,7 @@ def bench(
     if tune:
         from sfumato.tune import tune as measured
 
-        if (model, steps, size, count, dtype, int8) != (DEFAULT, 30, None, 1, None, False):
+        if (model, steps, size, count, dtype, int8) != (DEFAULT, None, None, 1, None, False):
             raise SfumatoError("--tune measures no model: of the other options it takes --runs and --json alone.")
         choices, path = measured(runs=runs, watch=lambda line: typer.echo(line, err=True))
         typer.echo(dumps([vars(choice) for choice in choices], indent=2) if json else chosen(choices, path))

@@ -50,7 +50,7 @@ def generate(
     strength: Annotated[float | None, typer.Option(help="How much to change --image, 0 to 1 (0.8).")] = None,
     mask: Annotated[Path | None, typer.Option(help="White is repainted, black stays.")] = None,
     sampler: Annotated[str | None, typer.Option(help="One of `sfumato samplers`; otherwise the model's own.")] = None,
-    steps: Annotated[int, typer.Option(help="Evaluations of the network.")] = 30,
+    steps: Annotated[int | None, typer.Option(help="Evaluations of the network; 30, or what the model says.")] = None,
     guidance: Annotated[float | None, typer.Option(help="How closely to follow the prompt; 1 is no guidance. 7.5, or "
                                                    "what the model says.")] = None,
     rescale: Annotated[float, typer.Option(help="Share, 0 to 1, of the correction for too strong contrast.")] = 0.0,
@@ -205,7 +205,7 @@ def _control(text: str, model: str) -> _Control:
 
 
 def _check(
-    out: Path, sampler: str | None, seed: int, count: int, steps: int, batch: int | None,
+    out: Path, sampler: str | None, seed: int, count: int, steps: int | None, batch: int | None,
     guidance: float | None, rescale: float, image: Path | None, strength: float | None, mask: Path | None, grid: bool,
 ) -> None:  # fmt: skip
     """Raises SfumatoError for what would fail in the end, or does not go together, before anything is loaded."""

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-import jax.numpy as jnp
+import jax
 import numpy as np
 from jaxtyping import Array, Float, Float32
 
@@ -30,7 +30,12 @@ def finite(what: str, value: Any, low: float = -math.inf, high: float = math.inf
 
 def number(what: str, value: Any, low: float = -math.inf, high: float = math.inf) -> Float[Array, ""]:
     """The number as a float32 scalar, a leaf of the loop. Raises SfumatoError as `finite`."""
-    return jnp.asarray(np.float32(finite(what, value, low, high)))  # jnp.float32 would compile a conversion
+    return scalar(finite(what, value, low, high))
+
+
+def scalar(value: float) -> Float[Array, ""]:
+    """The number on the device; what jax.numpy has for it would compile a program."""
+    return jax.device_put(np.float32(value))
 
 
 def whole(what: str, value: Any, low: int = 0) -> np.int32:
@@ -46,7 +51,7 @@ def window(what: str, value: Window) -> Window:
     stop = finite(f"The stop of {what}", value.stop, 0, 1)
     if start > stop:
         raise SfumatoError(f"The window of {what} starts at {start:g} and stops before that, at {stop:g}.")
-    return Window(jnp.asarray(np.float32(start)), jnp.asarray(np.float32(stop)))
+    return Window(scalar(start), scalar(stop))
 
 
 def pictures(

@@ -44,7 +44,7 @@ class ControlNet(Control):
         if channels not in (1, 3):
             raise SfumatoError(f"This ControlNet takes control pictures of {channels} channels, and pictures have 3.")
         return dc.replace(
-            self, image=jnp.asarray(image[..., :channels]), scale=number("ControlNet's scale", self.scale),
+            self, image=jax.device_put(image[..., :channels]), scale=number("ControlNet's scale", self.scale),
             window=window("ControlNet", self.window),
         )  # fmt: skip
 

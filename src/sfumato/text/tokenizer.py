@@ -20,7 +20,6 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-import ftfy
 import numpy as np
 import tokenizers
 from jaxtyping import Int, Int32
@@ -212,7 +211,11 @@ def _joined(text: str, last: int, start: int) -> bool:
 
 def clean(text: str) -> str:
     """The text with broken encodings repaired and HTML entities resolved, twice, as OpenAI's CLIP does it."""
-    return html.unescape(html.unescape(ftfy.fix_text(text))).strip()
+    if not (text.isascii() and text.isprintable() and "&" not in text):  # otherwise there is nothing to repair
+        import ftfy  # takes as long to import as a step of a small model
+
+        text = html.unescape(html.unescape(ftfy.fix_text(text)))
+    return text.strip()
 
 
 @functools.cache
