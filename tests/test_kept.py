@@ -70,9 +70,9 @@ def test_a_program_is_traced_by_the_first_process_alone(files):
 
 
 def finished() -> None:
-    """Waits for all that goes on in the background."""
+    """Waits for what is prepared in the background."""
     for each in threading.enumerate():
-        if each is not threading.current_thread() and not each.daemon:
+        if each.name == kept.PREPARING:
             each.join()
 
 

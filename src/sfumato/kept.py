@@ -28,6 +28,8 @@ from sfumato.models.kernels.table import in_use
 
 MOST = 100
 """Programs that are kept; one has a third of a megabyte. Of more, those go that were not used for longest."""
+PREPARING = "sfumato-prepares"
+"""The name of threads that compile in the background."""
 
 
 class Kept:
@@ -76,7 +78,7 @@ class Kept:
         kind = tree, tuple((leaf.shape, leaf.dtype) if hasattr(leaf, "dtype") else leaf for leaf in leaves)
         if kind not in self.prepared:
             self.prepared.add(kind)
-            threading.Thread(target=_compile, args=(self.way(*args), args)).start()
+            threading.Thread(target=_compile, args=(self.way(*args), args), name=PREPARING).start()
 
     def way(self, *args: Any) -> Any:
         """`recalled` or `plain`, whichever suits such arguments: for a caller with many calls of one kind."""

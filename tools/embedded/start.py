@@ -36,9 +36,9 @@ SIZE = 128
 """Pixels of a picture's side."""
 LATENTS = 8
 """Channels of latents."""
-SCALE = 1.5
+SCALE = 3
 """Of guidance: a model that has seen little needs little, and more roughens its white grounds."""
-STOP = 0.5
+STOP = 0.3
 """Where guidance ends, as a share of the steps: what is drawn is decided by then, and in what is left it only blurs the
 lines that a ControlNet follows."""
 BETA_END = 0.02

@@ -18,6 +18,7 @@ from sfumato.cli.generate import generate
 from sfumato.cli.inspect import inspect
 from sfumato.cli.models import models
 from sfumato.cli.samplers import samplers
+from sfumato.cli.status import INTERRUPTED
 from sfumato.cli.train import app as train
 from sfumato.errors import SfumatoError
 from sfumato.version import __version__
