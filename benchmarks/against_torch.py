@@ -203,7 +203,8 @@ def emoji(args: argparse.Namespace) -> Pair:
     pipeline = diffusers.StableDiffusionPipeline.from_pretrained(
         find("emoji").path, torch_dtype=getattr(torch, args.dtype), safety_checker=None
     )
-    return pipelines(pipeline, sfumato.load("emoji", dtype=args.dtype), args, steps=30, size=128, channels=8)
+    model = sfumato.load("emoji", dtype=args.dtype)
+    return pipelines(pipeline, model, args, steps=model.steps, size=128, channels=8)
 
 
 def pipelines(pipeline: Any, model: Any, args: argparse.Namespace, steps: int, size: int, channels: int) -> Pair:

@@ -54,9 +54,9 @@ def test_a_name_wins_over_a_folder_and_a_path_is_still_a_path(tmp_path, monkeypa
         sfumato.load(f"./{embedded.DEFAULT}")
 
 
-def test_the_model_says_how_much_guidance_it_wants():
+def test_the_model_says_how_it_wants_to_be_drawn():
     model = sfumato.load(embedded.DEFAULT)
-    assert (model.guidance, model.guided) == (3, sfumato.Window(0.0, 0.3))
+    assert (model.guidance, model.guided, model.steps) == (3, sfumato.Window(0.0, 0.3), 20)
     (made,) = sfumato.generate(model, "red apple, noto", steps=2, size=(64, 64))
     assert made.metadata["settings"]["guidance"] == 3
     for said in ({}, {"guidance_scale": "high"}, {"guidance_scale": float("nan")}):
