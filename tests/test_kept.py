@@ -7,7 +7,6 @@ import json
 import os
 import subprocess
 import sys
-import threading
 
 import jax
 import jax.numpy as jnp
@@ -69,13 +68,6 @@ def test_a_program_is_traced_by_the_first_process_alone(files):
     same(second, scaled.plain(*arguments()))
 
 
-def finished() -> None:
-    """Waits for what is prepared in the background."""
-    for each in threading.enumerate():
-        if each.name == kept.PREPARING:
-            each.join()
-
-
 @pytest.fixture
 def compiled():
     """The names of the programs that the compiler was given since."""
@@ -96,8 +88,7 @@ def test_what_was_prepared_is_not_compiled_again(shapes, compiled):
     x = jnp.arange(6.0)
     given = jax.ShapeDtypeStruct(x.shape, x.dtype) if shapes else x
     for _ in range(2):
-        program.prepare(given, "sine")
-        finished()
+        program.prepare(given, "sine")()
     before = compiled.count("jit(<lambda>)")
     np.testing.assert_allclose(program(x, "sine"), np.sin(x), rtol=1e-6)
     assert (before, compiled.count("jit(<lambda>)")) == (1, 1)
@@ -108,15 +99,13 @@ def test_what_cannot_be_prepared_fails_when_it_is_called():
         raise ValueError("no")
 
     program = Kept(refuse)
-    program.prepare(jnp.zeros(3))
-    finished()
+    program.prepare(jnp.zeros(3))()
     with pytest.raises(ValueError, match="no"):
         program(jnp.zeros(3))
 
 
 def test_a_run_compiles_its_decoder_once(models, compiled):
     sfumato.generate(models("sd1"), "a fox", steps=1)
-    finished()
     assert sorted(name for name in compiled if "decode" in name or "_whole" in name) == ["jit(_whole)", "jit(decode)"]
 
 

@@ -52,9 +52,9 @@ def generate(
 
     `prompt` is one text or a list of them, each drawn `count` times; `negative` likewise, None for none. `controls`
     are the techniques to apply together, None for plain guidance and () for none at all. `sampler` is a name (see
-    `sfumato samplers`), a Sampler, or None for the checkpoint's own; None for `steps` is the number
-    that the model was made for (`Model.steps`), and for `size`, (width, height) in pixels, the model's own. `seed` is
-    that of the first picture and the others follow, or a list with one for each: a picture depends on its own seed.
+    `sfumato samplers`), a Sampler, or None for the checkpoint's own; None for `steps` is the number that
+    the model was made for (`Model.steps`), and for `size`, (width, height) in pixels, the model's own. `seed` is that
+    of the first picture and the others follow, or a list with one for each: a picture depends on its own seed alone.
 
     `image` (one, or one for each) is what to start from instead of noise, changed by `strength` in [0, 1]. `start` and
     `stop` run a part of the process, in shares of the training time: a base model up to 0.8 with output="latents",
@@ -188,8 +188,9 @@ class Job:
         first = int(np.argmax(steps.active))
         x = self.latents if self.handed_over else initial(rows, self.latents, clean, self.table.start_sigma, first)
         mesh = run.mesh_of(self.devices, len(plan))
+        decoded = None
         if output != "latents" and mesh is None:
-            run.decode.prepare(model.vae, jax.ShapeDtypeStruct(x.shape, jnp.float32), self.tiled, mesh)
+            decoded = run.decode.prepare(model.vae, jax.ShapeDtypeStruct(x.shape, jnp.float32), self.tiled, mesh)
         x = jnp.array(x) if self.progress is None else x  # `sample` takes it over
         arguments = (
             run.spread(mesh, model.unet, None), self.sampler, rows, self.controls, run.spread(mesh, x),
@@ -198,6 +199,8 @@ class Job:
         x = sample(*arguments) if self.progress is None else self._watched(arguments, self.progress)
         if output == "latents":
             return x
+        if decoded is not None:
+            decoded()
         return np.asarray(run.decode(run.spread(mesh, model.vae, None), x, self.tiled, mesh))
 
     def _watched(self, arguments: tuple[Any, ...], progress: Progress) -> Float[Array, "B h w C"]:

@@ -28,8 +28,6 @@ from sfumato.models.kernels.table import in_use
 
 MOST = 100
 """Programs that are kept; one has a third of a megabyte. Of more, those go that were not used for longest."""
-PREPARING = "sfumato-prepares"
-"""The name of threads that compile in the background."""
 
 
 class Kept:
@@ -45,7 +43,7 @@ class Kept:
     def __init__(self, function: Callable[..., Any], *, late: bool = False, **options: Any):
         self.function, self.late, self.options = function, late, options
         functools.update_wrapper(self, function)
-        self.prepared: set[Any] = set()
+        self.prepared: dict[Any, threading.Thread] = {}
 
     @functools.cached_property
     def plain(self) -> Any:
@@ -71,14 +69,19 @@ class Kept:
         """As of `jax.jit`."""
         return self.way(*args).lower(*args)
 
-    def prepare(self, *args: Any) -> None:
-        """Compiles in the background for a later call with such arguments; of arrays, `jax.ShapeDtypeStruct`s will
-        do. Such a call then waits for the rest of it. Costs nothing the second time."""
+    def prepare(self, *args: Any) -> Callable[[], None]:
+        """Compiles in the background for a call with such arguments, which is to come after what this gives: it waits.
+        Of arrays, `jax.ShapeDtypeStruct`s will do. Costs nothing the second time.
+
+        On processors alone: elsewhere compilers try kernels out on a device, which must not be busy then. In vain under
+        settings of jax that hold in one thread, such as another precision: then the call compiles as ever.
+        """
         leaves, tree = jax.tree.flatten(args)
         kind = tree, tuple((leaf.shape, leaf.dtype) if hasattr(leaf, "dtype") else leaf for leaf in leaves)
-        if kind not in self.prepared:
-            self.prepared.add(kind)
-            threading.Thread(target=_compile, args=(self.way(*args), args), name=PREPARING).start()
+        if kind not in self.prepared and jax.default_backend() == "cpu":
+            self.prepared[kind] = threading.Thread(target=_compile, args=(self.way(*args), args))
+            self.prepared[kind].start()
+        return self.prepared[kind].join if kind in self.prepared else lambda: None
 
     def way(self, *args: Any) -> Any:
         """`recalled` or `plain`, whichever suits such arguments: for a caller with many calls of one kind."""
