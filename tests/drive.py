@@ -75,6 +75,7 @@ def prepared(model, controls: Controls) -> list[Any]:
         model, plan.prompts, ["blurry"] * 8, plan.size, start, True, read,
         lambda pixels: run.encode_image(model.vae, pixels, False),
     )  # fmt: skip
-    steps = run.columns(DDIM().table(model.schedule, ROWS), noise.per_step(plan.seeds, ROWS, plan.latent_shape))
+    columns = run.columns(DDIM().table(model.schedule, ROWS), noise.per_step(plan.seeds, ROWS, plan.latent_shape))
+    steps = jax.tree.map(jnp.asarray, columns)
     base = run.conditionings(plan, read)
     return [model.unet, steps, tuple(control.prepare(request) for control in controls), start, base]
