@@ -159,7 +159,7 @@ def lowered(row: Row) -> tuple[Any, float]:
         math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
         for leaf in jax.tree.leaves((state, frozen, shapes))
     )
-    return step.compiled(state).lower(state, frozen, shapes, stop, np.uint32(0)), laid
+    return step.compiled(state, frozen).lower(shapes, stop, np.uint32(0)), laid
 
 
 def analysed(row: Row) -> dict[str, float]:

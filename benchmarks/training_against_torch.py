@@ -63,14 +63,8 @@ def ours(model: Any, given: dict[str, np.ndarray]) -> Any:
     step, whole = Step(loss, optax.adamw(RATE), 1, None, None), NamedSharding(_mesh(), PartitionSpec())
     state = jax.device_put(step.begin(jax.tree.map(jnp.asarray, masters(net))), whole)
     unet, rows = jax.device_put((model.unet, {name: each[None] for name, each in given.items()}), whole)
-    program, stop = step.compiled(state), jnp.zeros((1, 1))
-
-    def run() -> Any:
-        nonlocal state
-        state, told = program(state, unet, rows, stop, jnp.uint32(0))
-        return told["output"]
-
-    return run
+    program, stop = step.compiled(state, unet), jnp.zeros((1, 1))
+    return lambda: program(rows, stop, jnp.uint32(0))["output"]
 
 
 def _mesh() -> Mesh:

@@ -65,7 +65,7 @@ def test_a_program_is_traced_by_the_first_process_alone(files):
     second = scaled(*arguments())
     assert TRACED == []
     same(second, first)
-    same(second, scaled.plain(*arguments()))
+    same(second, scaled.ways(True).plain(*arguments()))
 
 
 @pytest.fixture
@@ -180,7 +180,7 @@ class Unknown:
 
 @pytest.mark.parametrize("how", [lambda: 0, Unknown(), functools.partial(max, 1)], ids=["lambda", "object", "partial"])
 def test_what_has_no_stable_name_is_not_kept(files, how):
-    same(scaled(*arguments(), how), scaled.plain(*arguments(), how))
+    same(scaled(*arguments(), how), scaled.ways(True).plain(*arguments(), how))
     assert files() == []
 
 
@@ -192,7 +192,7 @@ def test_code_that_is_not_sfumatos_is_not_kept(files, monkeypatch):
 
 def test_a_run_on_a_mesh_is_not_kept(files):
     mesh = jax.sharding.Mesh(np.array(jax.devices()), ("batch",))
-    same(scaled(*arguments(), "sum", mesh), scaled.plain(*arguments()))
+    same(scaled(*arguments(), "sum", mesh), scaled.ways(True).plain(*arguments()))
     assert files() == []
 
 
@@ -213,7 +213,7 @@ def test_inside_of_a_trace_it_is_an_ordinary_function(files):
 
 
 def test_donated_arrays_are_given_away(files):
-    for way in (scaled.plain, scaled.recalled):
+    for way in scaled.ways(True):
         assert way.lower(*arguments()).compile().memory_analysis().alias_size_in_bytes == 24
     x, factors = arguments()
     scaled(x, factors)
@@ -238,12 +238,12 @@ def test_the_least_used_go_first(files, monkeypatch):
 def test_a_full_disk_is_a_warning(tmp_path):
     (tmp_path / "traced").write_text("a file in the folder's place")
     with pytest.warns(UserWarning, match=r"A traced program is not kept \("):
-        same(scaled(*arguments()), scaled.plain(*arguments()))
+        same(scaled(*arguments()), scaled.ways(True).plain(*arguments()))
 
 
 def test_without_a_folder_it_is_an_ordinary_function(monkeypatch):
     monkeypatch.setattr(kept, "enabled_folder", lambda: None)
-    assert scaled.way(*arguments()) is scaled.plain
+    assert scaled.way(*arguments()) is scaled.ways(True).plain
 
 
 # ---- The programs of a run
@@ -275,7 +275,7 @@ def test_the_loop_is_the_same_bit_for_bit(kind, name, models, once, files):
     def drawn(program):
         return program(unet, DDIM(), steps, controls, jnp.array(x), base, given, None, AWAKE)
 
-    want = drawn(_whole.plain)
+    want = drawn(_whole.ways(True).plain)
     same(drawn(_whole), want)
     assert len(files()) == before + 1
     once(_whole)

@@ -14,7 +14,7 @@ import threading
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 from jax.core import Tracer
@@ -30,9 +30,18 @@ MOST = 100
 """Programs that are kept; one has a third of a megabyte. Of more, those go that were not used for longest."""
 
 
+class Ways(NamedTuple):
+    """The two ways in which a function is compiled."""
+
+    plain: Any
+    """The ordinary one."""
+    recalled: Any
+    """The same with the program of the disk inside: jax finds it again as it finds a trace."""
+
+
 class Kept:
     """`jax.jit(function, **options)`, whose program is read from disk where a former process has left it.
-    With `late` the compiler orders its work by memory (`sfumato.compiler`), for functions that no other program calls.
+    With `top` the compiler is told what `sfumato.compiler` has, for functions that no other program calls.
 
     Arguments are given by position. What `function` returns is arrays, in tuples, lists and dictionaries if there are
     several. A call goes the ordinary way where compiled programs are not kept or several devices are at hand; if its
@@ -40,27 +49,22 @@ class Kept:
     no stable name (`sfumato.fingerprint`), such as a network, control or sampler of the user's own.
     """
 
-    def __init__(self, function: Callable[..., Any], *, late: bool = False, **options: Any):
-        self.function, self.late, self.options = function, late, options
+    def __init__(self, function: Callable[..., Any], *, top: bool = False, **options: Any):
+        self.function, self.top, self.options = function, top, options
         functools.update_wrapper(self, function)
         self.prepared: dict[Any, threading.Thread] = {}
+        self.ways = functools.cache(self._compiled)
 
-    @functools.cached_property
-    def plain(self) -> Any:
-        """The ordinary way."""
-        return self._compiled(self.function)
-
-    @functools.cached_property
-    def recalled(self) -> Any:
-        """The same with the program of the disk inside: jax finds it again as it finds a trace."""
+    def _compiled(self, light: bool) -> Ways:
+        """Both ways, for arguments of few numbers or of many (`compiler.LIGHT`)."""
         recalled = functools.wraps(self.function)(lambda *args: self._recalled(args))
         # What comes out of such a program is bound to its device. With a place for all that goes in, too, it is one
         # program whether an argument is bound or not.
         place = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-        return self._compiled(recalled, in_shardings=place)
-
-    def _compiled(self, function: Callable[..., Any], **further: Any) -> Any:
-        return jax.jit(function, compiler_options=compiler.options() if self.late else None, **self.options, **further)
+        compiled = functools.partial(
+            jax.jit, compiler_options=compiler.options(light) if self.top else None, **self.options
+        )
+        return Ways(compiled(self.function), compiled(recalled, in_shardings=place))
 
     def __call__(self, *args: Any) -> Any:
         return self.way(*args)(*args)
@@ -84,14 +88,16 @@ class Kept:
         return self.prepared[kind].join if kind in self.prepared else lambda: None
 
     def way(self, *args: Any) -> Any:
-        """`recalled` or `plain`, whichever suits such arguments: for a caller with many calls of one kind."""
+        """The one of `ways` that suits such arguments: for a caller with many calls of one kind."""
+        leaves = jax.tree.leaves(args)
+        ways = self.ways(compiler.is_light(leaves))
         if enabled_folder() is None or jax.device_count() > 1:
-            return self.plain
+            return ways.plain
         here = {jax.local_devices()[0]}
-        for leaf in jax.tree.leaves(args):
+        for leaf in leaves:
             if _traced(leaf) or (isinstance(leaf, jax.Array) and leaf.devices() != here):
-                return self.plain
-        return self.recalled
+                return ways.plain
+        return ways.recalled
 
     def _recalled(self, args: tuple[Any, ...]) -> Any:
         """`function(*args)` in a trace, by the program on disk; without one it is made and left there."""

@@ -148,7 +148,7 @@ def _encode(vae: AutoencoderKL, pixels: Float[Array, "B H W 3"], tiled: bool) ->
     return sliced(functools.partial(tiled_encode, vae) if tiled else vae.encode, pixels)
 
 
-@functools.partial(Kept, late=True, static_argnames=("tiled", "mesh"))
+@functools.partial(Kept, top=True, static_argnames=("tiled", "mesh"))
 def decode(
     vae: AutoencoderKL, latents: Float[Array, "B h w C"], tiled: bool, mesh: Mesh | None = None
 ) -> UInt8[Array, "B H W 3"]:

@@ -62,7 +62,7 @@ def sample(
     return carry[0]
 
 
-@functools.partial(Kept, late=True, static_argnames=("sampler", "prediction", "mesh", "asleep"), donate_argnames="x")
+@functools.partial(Kept, top=True, static_argnames=("sampler", "prediction", "mesh", "asleep"), donate_argnames="x")
 def _whole(
     unet: UNet, sampler: Sampler, steps: Step, controls: tuple[Control, ...], x: Latents,
     base: Mapping[str, Conditioning], prediction: str, mesh: Mesh | None, asleep: Asleep,
@@ -76,7 +76,7 @@ def _whole(
     return divided(run, mesh, unet, steps, controls, x, base)
 
 
-@functools.partial(Kept, late=True, static_argnames=("sampler", "prediction", "mesh", "asleep"))
+@functools.partial(Kept, top=True, static_argnames=("sampler", "prediction", "mesh", "asleep"))
 def _stretch(
     unet: UNet, sampler: Sampler, steps: Step, controls: tuple[Control, ...], carry: Carry,
     base: Mapping[str, Conditioning], prediction: str, mesh: Mesh | None, asleep: Asleep,
@@ -154,7 +154,7 @@ def sample_rows(
         yield carry[0]
 
 
-@functools.partial(Kept, late=True, static_argnames=("tree", "sampler", "prediction", "mesh", "asleep"))
+@functools.partial(Kept, top=True, static_argnames=("tree", "sampler", "prediction", "mesh", "asleep"))
 def _one_row(
     leaves: Sequence[Array], tree: Any, sampler: Sampler, step: Step, carry: Carry,
     prediction: str, mesh: Mesh | None, asleep: Asleep,

@@ -92,7 +92,7 @@ def run(
     def on_step(step: int, state: Any, metrics: Any) -> None:
         losses.append(metrics["loss"])
         if shares is not None:
-            shares[:] = [max(share(leaf) for leaf in jax.tree.leaves(state) if leaf.size >= shard.SMALLEST)]
+            shares[:] = [max(share(leaf) for leaf in jax.tree.leaves(state()) if leaf.size >= shard.SMALLEST)]
         if pause:
             time.sleep(pause)
         if step == signal_at and jax.process_index() == jax.process_count() - 1:

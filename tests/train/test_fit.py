@@ -84,7 +84,7 @@ def test_the_average_of_the_weights():
     seen = []
 
     def on_step(step, state, metrics):
-        seen.append(jax.device_get(state.trainable))
+        seen.append(jax.device_get(state().trainable))
 
     data, mesh = fitting.Data(), shard.mesh_of(jax.devices()[:1])
     result = fit(
@@ -106,7 +106,7 @@ def test_an_optimizer_sees_only_what_is_trained_and_nothing_of_the_caller_is_ove
         return fitting.loss(trainable, frozen.mean(), batch, key)
 
     def on_step(step, state, metrics):
-        sizes.append(sum(leaf.size for leaf in jax.tree.leaves(state.optimizer)))
+        sizes.append(sum(leaf.size for leaf in jax.tree.leaves(state().optimizer)))
 
     fit(
         loss, trainable, fitting.Data(), optax.adamw(1e-2), frozen=big, steps=2, on_step=on_step, quiet=True,

@@ -20,7 +20,7 @@ from sfumato.errors import SfumatoError
 from sfumato.train import shard
 from sfumato.train.checkpoints import Checkpoints
 from sfumato.train.metrics import Metrics
-from sfumato.train.step import STOP, Loss, State, Step
+from sfumato.train.step import STOP, Loss, Program, State, Step
 
 
 @runtime_checkable
@@ -72,7 +72,7 @@ def fit(
     best: str | None = "loss",
     resume: bool = True,
     rates: Mapping[str, optax.Schedule] | None = None,
-    on_step: Callable[[int, State, Mapping[str, jax.Array]], None] | None = None,
+    on_step: Callable[[int, Callable[[], State], Mapping[str, jax.Array]], None] | None = None,
     tensorboard: bool = False,
     quiet: bool = False,
 ) -> Result:
@@ -95,8 +95,8 @@ def fit(
         the smallest mean of the metric `best` since the checkpoint before it.
     rates: schedules, such as those of `optimizers.rates_of`, whose values in each step are told with the metrics under
         these names; they change nothing.
-    on_step: called with the number of steps done, the state and the metrics as soon as a step has been sent off;
-        whoever looks at a value waits for it. The next step overwrites the state.
+    on_step: called with the number of steps done, a function that gives the state, and the metrics, as soon as a step
+        has been sent off; whoever looks at a value waits for it. The next step overwrites the state.
 
     SIGINT and SIGTERM end the run after the step under way, with a checkpoint. Raises SfumatoError for settings that
     do not fit, for a loss or gradients that are not finite, and if a checkpoint cannot be written.
@@ -117,13 +117,14 @@ def fit(
             folder, start=done, steps=steps, tensorboard=tensorboard, quiet=quiet, write=jax.process_index() == 0,
         ))  # fmt: skip
         frozen = shard.place(frozen, shard.layout(frozen, mesh, fsdp=fsdp))
-        run = Run(step.compiled(state), state, data, mesh, saved, log, done, best)
+        run = Run(step.compiled(state, frozen), data, mesh, saved, log, done, best)
         run.batches = _batches(data, collate)
-        stopped = run.until(steps, frozen, np.uint32(seed), accumulate, save_every, on_step, _signals(stack))
+        stopped = run.until(steps, np.uint32(seed), accumulate, save_every, on_step, _signals(stack))
         if saved is not None:
             saved.wait()
+        state = run.program.state
         return Result(
-            shard.gather(run.state.trainable), shard.gather(run.state.ema), run.done, run.told,
+            shard.gather(state.trainable), shard.gather(state.ema), run.done, run.told,
             saved and saved.path(saved.written), saved and saved.path(saved.best), stopped,
         )  # fmt: skip
 
@@ -132,8 +133,7 @@ def fit(
 class Run:
     """A run under way."""
 
-    advance: Callable[..., tuple[State, dict[str, jax.Array]]]
-    state: State
+    program: Program
     data: Data
     mesh: Mesh
     saved: Checkpoints | None
@@ -148,9 +148,7 @@ class Run:
     stopping: bool = False
     """Some process has been told to stop; known to all of them after the same step."""
 
-    def until(
-        self, steps: int, frozen: Any, seed: Any, parts: int, save_every: int, on_step: Any, wish: Callable[[], bool]
-    ) -> bool:
+    def until(self, steps: int, seed: Any, parts: int, save_every: int, on_step: Any, wish: Callable[[], bool]) -> bool:
         """Goes on until `steps` steps are done; returns True if it was stopped before."""
         waiting = None
         alone = jax.process_count() == 1
@@ -160,10 +158,11 @@ class Run:
             count = len(jax.tree.leaves(host)[0]) * jax.process_count()
             batch = shard.rows(host, self.mesh, parts)
             stop = shard.rows(np.full(devices, wish(), np.int32), self.mesh)
-            self.state, metrics = self.advance(self.state, frozen, batch, stop, seed)
+            metrics = self.program(batch, stop, seed)
             self.done += 1
             if on_step is not None:
-                on_step(self.done, self.state, {name: value for name, value in metrics.items() if name != STOP})
+                told = {name: value for name, value in metrics.items() if name != STOP}
+                on_step(self.done, lambda: self.program.state, told)
             # A step is looked at when the next one has been sent off, so that the devices need not wait for the host.
             self._look(waiting)
             waiting = (self.done, metrics, count)
@@ -203,7 +202,7 @@ class Run:
     def _save(self) -> None:
         if self.saved is not None and self.saved.latest != self.done:
             value = {self.best: float(np.mean(self.seen))} if self.best is not None else {}
-            self.saved.save(self.done, self.state, self.data.get_state(), value)
+            self.saved.save(self.done, self.program.state, self.data.get_state(), value)
             self.seen.clear()
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses as dc
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from sfumato.image import write_atomically
 from sfumato.train import shard
 from sfumato.train.samples import Sampling, sheet
 from sfumato.train.settings import Settings
+from sfumato.train.step import State
 from sfumato.train.task import Task
 
 HISTORY = "history.json"
@@ -38,7 +39,7 @@ class Journal:
     drawn: int | None = None
     """The step of the last contact sheet."""
 
-    def __call__(self, step: int, state: Any, metrics: Mapping[str, jax.Array]) -> None:
+    def __call__(self, step: int, state: Callable[[], State], metrics: Mapping[str, jax.Array]) -> None:
         if self.start is None:
             self.start = step - 1
             self.earlier = read_history(self.out) if self.start else []
@@ -46,7 +47,8 @@ class Journal:
             self.write(step)
         if self.wishes is not None and step % self.settings.samples.every == 0:
             # All processes gather, whichever draws; and before the next step, which overwrites these arrays.
-            self.draw(step, shard.gather(state.trainable if state.ema is None else state.ema))
+            now = state()
+            self.draw(step, shard.gather(now.trainable if now.ema is None else now.ema))
 
     def draw(self, step: int, trained: Any) -> None:
         """Writes a contact sheet of whole arrays."""

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from sfumato import compiler
 from sfumato.types import pytree
 
 Loss = Callable[[Any, Any, Any, jax.Array], tuple[jax.Array, Mapping[str, jax.Array]]]
@@ -95,16 +96,46 @@ class Step:
         total, _ = jax.lax.scan(part, zeros, (jnp.arange(self.accumulate), batch))
         return jax.tree.map(lambda a: a / self.accumulate, total)
 
-    def compiled(self, state: State) -> jax.stages.Wrapped:
-        """This as one program, which overwrites the state and leaves it where it lies."""
-        places = jax.tree.map(lambda leaf: leaf.sharding, state)
-        platforms = {device.platform for device in places.step.device_set}
-        # XLA's CPU compiler takes out the barriers of gradient checkpointing unless it is told not to.
-        options = {"xla_disable_hlo_passes": "cse_barrier_expander"} if platforms == {"cpu"} else None
+    def compiled(self, state: State, frozen: Any) -> Program:
+        """This as one program, which goes on from `state` and leaves each part of it where it lies."""
+        return Program(self, state, frozen)
 
-        def train_step(*arguments: Any) -> tuple[State, dict[str, jax.Array]]:
+
+class Program:
+    """A step as one program that overwrites the state it goes on from.
+
+    Networks are taken apart once and not in every step: with the moments of its weights that takes a hundredth of a
+    second and more.
+    """
+
+    def __init__(self, step: Step, state: State, frozen: Any):
+        self.leaves, tree = jax.tree.flatten(state)
+        self.frozen, frozen_tree = jax.tree.flatten(frozen)
+        self.tree, mesh = tree, state.step.sharding.mesh.abstract_mesh
+
+        def train_step(leaves: Any, frozen: Any, *inputs: Any) -> tuple[list[jax.Array], dict[str, jax.Array]]:
             # So that what loops over rows can have each device loop over its own.
-            with jax.sharding.use_abstract_mesh(places.step.mesh.abstract_mesh):
-                return self(*arguments)
+            with jax.sharding.use_abstract_mesh(mesh):
+                state, told = step(tree.unflatten(leaves), frozen_tree.unflatten(frozen), *inputs)
+            return jax.tree.leaves(state), told
 
-        return jax.jit(train_step, donate_argnums=0, out_shardings=(places, None), compiler_options=options)
+        (platform,) = {device.platform for device in state.step.sharding.device_set}
+        light = compiler.is_light([*self.leaves, *self.frozen])
+        self.call = jax.jit(
+            train_step, donate_argnums=0, out_shardings=([leaf.sharding for leaf in self.leaves], None),
+            compiler_options=compiler.options(light, told=compiler.BARRIERS, platform=platform),
+        )  # fmt: skip
+
+    def __call__(self, batch: Any, stop: jax.Array, seed: Any) -> dict[str, jax.Array]:
+        """The metrics of a step, whose state takes the place of the last one."""
+        self.leaves, told = self.call(self.leaves, self.frozen, batch, stop, seed)
+        return told
+
+    def lower(self, *inputs: Any) -> jax.stages.Lowered:
+        """As of `jax.jit`."""
+        return self.call.lower(self.leaves, self.frozen, *inputs)
+
+    @property
+    def state(self) -> State:
+        """What the next step goes on from, and overwrites."""
+        return self.tree.unflatten(self.leaves)
