@@ -7,7 +7,7 @@ import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -17,6 +17,10 @@ from sfumato.cli.size import parsed_size
 from sfumato.cli.status import INTERRUPTED
 from sfumato.embedded import DEFAULT, controlnet_for
 from sfumato.errors import SfumatoError
+
+if TYPE_CHECKING:
+    from sfumato.cli.watch import Watch
+    from sfumato.images import Images
 
 PLAIN = ("none", "image")
 """In place of an annotator: the picture is a control picture already."""
@@ -72,64 +76,98 @@ def generate(
     quiet: Annotated[bool, typer.Option("--quiet", help="Print nothing but mistakes.")] = False,
 ) -> None:  # fmt: skip
     """Make pictures: `sfumato generate "a red fox" -o fox.png`."""
+    from sfumato.cli.watch import Watch
+    from sfumato.controls import Inpaint
+
     try:
         controls = [_control(text, model) for text in control or ()]
-        faster = _faster(deepcache, token_merging)
+        others = _faster(deepcache, token_merging)
         adapters = [parse_lora(text) for text in lora or ()], list(embedding or ())
         _check(out, sampler, seed, count, steps, batch, guidance, rescale, image, strength, mask, grid)
         settings: dict[str, Any] = {
             "negative": negative, "sampler": sampler, "steps": steps, "size": parsed_size(size), "count": count,
             "seed": seed, "clip_skip": clip_skip, "weights": not literal, "batch": batch,
         }  # fmt: skip
-        if image is not None and mask is None:
+        if image is not None and mask is not None:
+            others.append(Inpaint(image, mask))
+        elif image is not None:
             settings |= {"image": image, "strength": 0.8 if strength is None else strength}
-        _run(prompt, model, controls, faster, (image, mask) if image and mask else None, (guidance, rescale), settings,
-             {"dtype": dtype, "vae": vae}, adapters, int8, out, grid, json, quiet)  # fmt: skip
+        rounds = math.ceil(count / (batch or count))
+        watch = Watch(rounds, quiet=quiet or json)
+        images = _drawn(
+            prompt, _Source(model, dtype, vae, adapters, int8), (guidance, rescale), controls, others, settings, watch
+        )
+        files = [images.grid().save(out)] if grid else images.save(out)
+        if json or not quiet:
+            _tell(images, files, watch, json)
+        if model == DEFAULT:
+            watch.say(NEXT)
     except KeyboardInterrupt:
         typer.echo("sfumato: Interrupted.", err=True)
         raise typer.Exit(INTERRUPTED) from None
 
 
-def _run(
-    prompt: str, source: str, nets: list[_Control], faster: list[Any], inpaint: tuple[Path, Path] | None,
-    guidance: tuple[float | None, float],
-    settings: dict[str, Any], how: dict[str, Any], adapters: tuple[list[tuple[str, float]], list[str]], int8: bool,
-    out: Path, grid: bool, json: bool, quiet: bool,
-) -> None:  # fmt: skip
-    """Loads, makes, writes and tells."""
-    from json import dumps
+@dc.dataclass(frozen=True)
+class _Source:
+    """What is loaded, and how."""
 
+    name: str
+    dtype: str | None
+    vae: str | None
+    adapters: tuple[list[tuple[str, float]], list[str]]
+    int8: bool
+
+    def model(self) -> Any:
+        """The model with its adapters."""
+        import sfumato
+
+        return self._prepared(adapted(sfumato.load(self.name, dtype=self.dtype, vae=self.vae), *self.adapters))
+
+    def controlnet(self, name: str) -> Any:
+        """A ControlNet for it."""
+        import sfumato
+
+        return self._prepared(sfumato.load_controlnet(name, dtype=self.dtype))
+
+    def _prepared(self, network: Any) -> Any:
+        import sfumato
+
+        return sfumato.quantize(network) if self.int8 else network
+
+
+def _drawn(
+    prompt: str, source: _Source, guidance: tuple[float | None, float], nets: list[_Control], others: list[Any],
+    settings: dict[str, Any], watch: Watch,
+) -> Images:  # fmt: skip
+    """Loads and makes."""
     import sfumato
-    from sfumato.cli.watch import Watch
     from sfumato.plan import size_of
 
-    rounds = math.ceil(settings["count"] / (settings["batch"] or settings["count"]))
-    watch = Watch(rounds, quiet=quiet or json)
-    watch.loading(source)
-    prepared = sfumato.quantize if int8 else lambda network: network
-    model = prepared(adapted(sfumato.load(source, **how), *adapters))
-    controls: list[Any] = [sfumato.CFG.of(model, *guidance), *faster]
-    if inpaint is not None:
-        controls.append(sfumato.Inpaint(*inpaint))
+    watch.loading(source.name)
+    model = source.model()
+    controls: list[Any] = [sfumato.CFG.of(model, *guidance), *others]
     for one in nets:
-        net = prepared(sfumato.load_controlnet(one.net, dtype=how["dtype"]))
-        picture = one.picture(size_of(model, settings["size"]))
+        net, picture = source.controlnet(one.net), one.picture(size_of(model, settings["size"]))
         controls.append(sfumato.ControlNet(net, picture, one.scale, sfumato.Window(*one.window), one.guess))
     with watch:
         images = sfumato.generate(model, prompt, controls=controls, progress=watch.progress, **settings)
     watch.done()
-    files = [images.grid().save(out)] if grid else images.save(out)
+    return images
+
+
+def _tell(images: Images, files: list[Path], watch: Watch, json: bool) -> None:
+    """Where they are, and how long it took."""
+    from json import dumps
+
     if json:
         facts = dict(images[0].metadata)
         facts["settings"] = {key: value for key, value in facts["settings"].items() if key != "seed"}
         seeds = [picture.metadata["settings"]["seed"] for picture in images]
         seconds = {key: round(value, 3) for key, value in watch.seconds.items()}
         typer.echo(dumps({"files": [str(file) for file in files], "seeds": seeds, "seconds": seconds} | facts))
-    elif not quiet:
+    else:
         watch.say(f"Sampled in {watch.seconds['sample']:.1f} s, decoded in {watch.seconds['decode']:.1f} s")
         typer.echo("\n".join(map(str, files)))
-        if source == DEFAULT:
-            watch.say(NEXT)
 
 
 def _faster(deepcache: int | None, token_merging: float | None) -> list[Any]:
