@@ -263,27 +263,35 @@ def compare(pair: Pair, runs: int) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def peak(pair: Pair, side: str) -> int:
-    """The most bytes of memory that this process has while one side works, the other's weights given back (Linux)."""
+def memory(what: str) -> int:
+    """Bytes that this process has now (VmRSS) or had at most (VmHWM), without what could be given back (Linux)."""
+    gc.collect()
+    ctypes.CDLL("libc.so.6").malloc_trim(0)
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(what))
+
+
+def peak(pair: Pair, side: str) -> dict[str, int]:
+    """Bytes of this process with the weights of one side, the other's given back; after its first call, which compiles;
+    and at most while it works then."""
     call = getattr(pair, side)
     del pair
+    found = {"weights": memory("VmRSS")}
     with torch.inference_mode():
-        jax.block_until_ready(call())  # compiles
-        gc.collect()
-        ctypes.CDLL("libc.so.6").malloc_trim(0)
+        jax.block_until_ready(call())
+        found["compiled"] = memory("VmRSS")
         Path("/proc/self/clear_refs").write_text("5")  # forgets the peak so far
         jax.block_until_ready(call())
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
+    return found | {"peak": memory("VmHWM")}
 
 
-def peaks() -> dict[str, int]:
+def peaks() -> dict[str, dict[str, int]]:
     """`peak` of each side, in a process of its own: this command again."""
     found = {}
     for side in ("ours", "theirs"):
         words = [sys.executable, *sys.argv, "--side", side]
         done = subprocess.run(words, check=True, capture_output=True, text=True)
-        found[side] = json.loads(done.stdout.splitlines()[-1])["peak"]
+        found[side] = json.loads(done.stdout.splitlines()[-1])
     return found
 
 
@@ -299,11 +307,12 @@ def main() -> None:
     parser.add_argument("--side", choices=("ours", "theirs"), help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.side:
-        print(json.dumps({"peak": peak(CASES[args.case](args), args.side)}))
+        print(json.dumps(peak(CASES[args.case](args), args.side)))
         return
     if args.peak:
         found = peaks()
-        print(f"{args.case} {args.dtype}: {found['ours'] / found['theirs']:.2f} x torch's peak of memory")
+        ratio = found["ours"]["peak"] / found["theirs"]["peak"]
+        print(f"{args.case} {args.dtype}: {ratio:.2f} x torch's peak of memory")
         print(json.dumps({**vars(args), **found}))
         return
     found = compare(CASES[args.case](args), args.runs)
