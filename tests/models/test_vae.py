@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from sfumato.compiler import BARRIERS
 from sfumato.errors import SfumatoError
 from sfumato.models.config import from_dict, to_dict
 from sfumato.models.layers import abstract
@@ -144,12 +145,11 @@ def test_float16_weights_compute_in_float32_if_upcast_is_forced():
 def test_rematerialization_saves_memory_in_training():
     cfg = config((32,), layers_per_block=4, mid_block_add_attention=False)
     # XLA for CPU drops the barriers that keep the second computation from being scheduled beside the first one.
-    options = {"xla_disable_hlo_passes": "cse_barrier_expander"}
 
     def working_memory(remat: bool) -> int:
         vae = abstract(AutoencoderKL, cfg)
         vae.decoder.remat = remat
-        loss = jax.jit(jax.grad(lambda vae, latents: (vae.decode(latents) ** 2).mean()), compiler_options=options)
+        loss = jax.jit(jax.grad(lambda vae, latents: (vae.decode(latents) ** 2).mean()), compiler_options=BARRIERS)
         latents = jax.ShapeDtypeStruct((1, 64, 64, 4), jnp.float32)
         return loss.lower(vae, latents).compile().memory_analysis().temp_size_in_bytes
 

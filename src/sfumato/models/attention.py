@@ -57,7 +57,7 @@ def above(name: str, maps: Mapping[str, Array]) -> Maps:
 def maybe_remat(remat: bool, call: Callable[..., Any]) -> Callable[..., Any]:
     """`call`, recomputed in the backward pass instead of remembered if `remat` (gradient checkpointing).
 
-    XLA's CPU compiler undoes it unless `compiler_options={"xla_disable_hlo_passes": "cse_barrier_expander"}`.
+    XLA's CPU compiler undoes it unless `compiler_options=sfumato.compiler.BARRIERS`.
     """
     return jax.checkpoint(call) if remat else call
 

@@ -110,8 +110,8 @@ class AutoencoderKL(nnx.Module):
 
     Gradient checkpointing is the attribute `remat` of `encoder` and `decoder`: set it to True to recompute each block
     in the backward pass instead of keeping what is in it. On CPU it saves memory only under
-    `jax.jit(..., compiler_options={"xla_disable_hlo_passes": "cse_barrier_expander"})`, for that pass of the compiler
-    lets the second computation be scheduled beside the first one.
+    `jax.jit(..., compiler_options=sfumato.compiler.BARRIERS)`, for a pass of the compiler lets the second computation
+    be scheduled beside the first one.
     """
 
     def __init__(self, config: VAEConfig, *, rngs: nnx.Rngs):
