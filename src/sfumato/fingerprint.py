@@ -68,9 +68,9 @@ def _code() -> tuple[str, ...]:
     return __version__, digest.hexdigest(), *map(version, LIBRARIES)
 
 
-def _device() -> tuple[str, str]:
+def _device() -> tuple[str, str, str]:
     device = jax.local_devices()[0]
-    return device.platform, device.device_kind
+    return device.platform, device.device_kind, device.client.platform_version
 
 
 def described(value: Any) -> Any:

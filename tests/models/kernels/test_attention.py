@@ -1,4 +1,4 @@
-"""Attention in blocks is attention."""
+"""Every form of attention is attention."""
 
 from __future__ import annotations
 
@@ -6,33 +6,31 @@ import importlib
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
 
+from attentions import BOUNDS, example, same
 from sfumato.models import kernels
 from sfumato.models.kernels.table import Table, in_use, using
 
 place = importlib.import_module("sfumato.models.kernels.attention")  # the package has a function of this name
 
 
-def example(queries, keys, dtype="float32"):
-    rng = np.random.default_rng(0)
-    return tuple(jnp.asarray(rng.standard_normal((2, length, 3, 8)), dtype) for length in (queries, keys, keys))
-
-
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", BOUNDS)
 @pytest.mark.parametrize(("queries", "keys"), [(24, 24), (21, 5), (7, 40)])
 def test_blocks_are_the_whole(monkeypatch, dtype, queries, keys):
-    """Values and gradients, also where the last block is not full."""
-    q, k, v = example(queries, keys, dtype)
-    whole, back = jax.vjp(kernels.attention, q, k, v)
+    """Also where the last block is not full."""
     monkeypatch.setattr(place, "BLOCKED_FROM", 0)
     with using(Table(query_block=8)):
-        blocked, blocked_back = jax.vjp(kernels.attention, q, k, v)
-    bound = {"float32": 1e-5, "bfloat16": 0.1}[dtype]
-    for one, other in zip((whole, *back(whole)), (blocked, *blocked_back(whole)), strict=True):
-        assert one.dtype == other.dtype == q.dtype
-        assert np.abs(np.asarray(one - other, np.float32)).max() < bound * np.asarray(one, np.float32).std()
+        same(kernels.attention, *example(queries, keys, 3, 8, dtype))
+
+
+@pytest.mark.parametrize("dtype", BOUNDS)
+@pytest.mark.parametrize("held", [2**7, 2**10, 2**20])
+@pytest.mark.parametrize(("queries", "keys"), [(24, 24), (21, 5)])
+def test_blocks_of_all_heads_are_the_whole(monkeypatch, dtype, held, queries, keys):
+    """The form of GPUs and TPUs without a fused kernel, with many blocks, few and one."""
+    monkeypatch.setattr(place, "HELD", held)
+    same(place._by_queries, *example(queries, keys, 3, 8, dtype))
 
 
 def test_large_maps_are_never_whole():
@@ -41,3 +39,15 @@ def test_large_maps_are_never_whole():
     text = jax.jit(kernels.attention).lower(shape, shape, shape).compile().as_text() or ""
     assert "4096,4096" not in text
     assert f"{in_use().query_block},4096" in text
+
+
+@pytest.mark.parametrize("backend", ["gpu", "tpu"])
+def test_a_processor_of_a_machine_with_more_has_its_own_form(monkeypatch, backend):
+    """Values and gradients, where jax computes on something else by default."""
+    monkeypatch.setattr(place, "BLOCKED_FROM", 0)
+    monkeypatch.setattr(place, "default_backend", lambda: backend)
+    q, k, v = example(24, 520, 3, 8)
+    same(jax.jit(kernels.attention), q, k, v)
+    one, other = (jax.jit(form).lower(q, k, v).as_text() for form in (kernels.attention, place._by_head))
+    assert one.count("stablehlo.while") == other.count("stablehlo.while") > 0
+    assert "custom_call" not in one

@@ -1,18 +1,24 @@
-"""Attention, whole or in blocks."""
+"""Attention: which form it takes, and the forms."""
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
-from jax import lax
+from jax import default_backend, lax
 from jaxtyping import Array, Float
 
+from sfumato.models.kernels.fused import Attention, fused
 from sfumato.models.kernels.mesh import divided
 from sfumato.models.kernels.products import widened
 from sfumato.models.kernels.table import in_use
 
 BLOCKED_FROM = 2**19
 """Attention maps (one head, one picture) of more entries than this are made block by block."""
+
+HELD = 2**25
+"""Entries of the maps of all heads and pictures that a GPU or TPU without a fused kernel for them holds at once."""
 
 
 def attention_map(
@@ -33,22 +39,48 @@ def attention(
 ) -> Float[Array, "B Q N D"]:
     """Scaled dot-product attention (arXiv:1706.03762, eq. 1); `mask` is added to the logits.
 
-    Large maps are never held whole: one head and one block of queries at a time, recomputed in the backward pass.
-    Under a mesh (`jax.sharding.use_abstract_mesh`) that divides the rows, each device does this with its own.
+    Large maps are never held whole, and are made again in the backward pass: on a processor one head and one block of
+    queries at a time; on a GPU or TPU by a fused kernel, or in few blocks where none takes the arrays. Under a mesh
+    (`jax.sharding.use_abstract_mesh`) each device does this with its own rows, or with all if they cannot be divided.
     """
     dtype, (q, k, v) = q.dtype, widened(q, k, v)
     if q.dtype != dtype:
         return attention(q, k, v, mask).astype(dtype)
     if mask is not None or q.shape[1] * k.shape[1] <= BLOCKED_FROM:
         return weigh(attention_map(q, k, mask), v)
-    mesh = jax.sharding.get_abstract_mesh()
-    if not divided() or q.shape[0] % mesh.size:
-        return _blocked(q, k, v)
-    rows = jax.sharding.PartitionSpec(mesh.axis_names)
-    return jax.shard_map(_blocked, in_specs=rows, out_specs=rows, check_vma=False)(q, k, v)
+    form, mesh = _form(q, k, default_backend()), jax.sharding.get_abstract_mesh()
+    if not divided():
+        return form(q, k, v)
+    rows = jax.sharding.PartitionSpec(mesh.axis_names if q.shape[0] % mesh.size == 0 else None)
+    return jax.shard_map(form, in_specs=rows, out_specs=rows, check_vma=False)(q, k, v)
 
 
-def _blocked(
+def _form(q: Float[Array, "B Q N D"], k: Float[Array, "B K N D"], backend: str) -> Attention:
+    """How to make attention with a large map where jax computes on `backend`."""
+    if backend == "cpu":
+        return _by_head
+    # A program for a processor of the same machine has the processor's form. Without the checkpoint the backward pass
+    # would be given what every platform keeps for it.
+    return jax.checkpoint(
+        functools.partial(lax.platform_dependent, cpu=_by_head, default=_by_queries, **fused(q, k, backend))
+    )
+
+
+def _by_queries(
+    q: Float[Array, "B Q N D"], k: Float[Array, "B K N D"], v: Float[Array, "B K N D"]
+) -> Float[Array, "B Q N D"]:
+    """`attention` of all heads, by as many queries at once as `HELD` allows: few large products suit a GPU."""
+    batch, queries, heads, width = q.shape
+    count = -(-queries * batch * heads * k.shape[1] // HELD)
+    block = -(-queries // count)
+    blocks = jnp.pad(q, ((0, 0), (0, block * count - queries), (0, 0), (0, 0)))
+    blocks = blocks.reshape(batch, count, block, heads, width).swapaxes(0, 1)
+    some = jax.checkpoint(lambda block: weigh(attention_map(block, k), v))
+    out = lax.map(some, blocks) if count > 1 else some(blocks[0])[None]
+    return out.swapaxes(0, 1).reshape(batch, -1, heads, width)[:, :queries]
+
+
+def _by_head(
     q: Float[Array, "B Q N D"], k: Float[Array, "B K N D"], v: Float[Array, "B K N D"]
 ) -> Float[Array, "B Q N D"]:
     """`attention` by head and block of queries."""
