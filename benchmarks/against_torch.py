@@ -127,8 +127,8 @@ def unet(args: argparse.Namespace, controlled: bool = False) -> Pair:
         picture = rng.uniform(size=(2, 8 * args.size, 8 * args.size, 3)).astype(np.float32)
 
     @functools.partial(jax.jit, compiler_options=compiler.options())
-    def step(ours: Any, net: Any, x: Any, picture: Any) -> Any:
-        seen = cond if net is None else dc.replace(cond, residuals=net(x, jnp.float32(500), cond, picture))
+    def step(ours: Any, net: Any, x: Any, hint: Any) -> Any:
+        seen = cond if net is None else dc.replace(cond, residuals=net.residuals(x, jnp.float32(500), cond, hint))
         return ours(x, jnp.float32(500), seen).eps
 
     x_torch, hint = first(x, args.dtype), None if picture is None else first(picture, args.dtype)
@@ -140,7 +140,8 @@ def unet(args: argparse.Namespace, controlled: bool = False) -> Pair:
             more = {"down_block_additional_residuals": down, "mid_block_additional_residual": mid}
         return last(network(x_torch, 500, **how, **more)[0])
 
-    at = jnp.asarray(x), None if picture is None else jnp.asarray(picture)
+    # sfumato embeds the control picture once a run, diffusers in every step.
+    at = jnp.asarray(x), None if net is None else jax.jit(type(net).hint)(net, jnp.asarray(picture))
     compiled = (
         [torch.compile(each) if each is not None else None for each in (theirs, their_net)] if args.compile else []
     )
@@ -151,7 +152,7 @@ def unet(args: argparse.Namespace, controlled: bool = False) -> Pair:
 
 
 def controlnet(args: argparse.Namespace) -> Pair:
-    """A step with guidance and a ControlNet."""
+    """A step with guidance and a ControlNet, within a run: sfumato's control picture is embedded, diffusers' is not."""
     return unet(args, controlled=True)
 
 

@@ -93,7 +93,7 @@ def _scanned(
     unet: UNet, sampler: Sampler, steps: Step, controls: tuple[Control, ...], carry: Carry,
     base: Mapping[str, Conditioning], prediction: str, asleep: Asleep,
 ) -> Carry:  # fmt: skip
-    body = functools.partial(row, unet, sampler, controls, base, prediction, asleep)
+    body = functools.partial(row, unet, sampler, ready(controls), base, prediction, asleep)
     return jax.lax.scan(lambda carry, step: (body(carry, step), None), carry, steps)[0]
 
 
@@ -162,7 +162,7 @@ def _one_row(
     """A row; network, controls and conditionings come flat, and flat is what is carried on."""
 
     def run(unet: UNet, step: Step, controls: tuple[Control, ...], carry: Carry, base: Any) -> Carry:
-        return row(unet, sampler, controls, base, prediction, asleep, carry, step)
+        return row(unet, sampler, ready(controls), base, prediction, asleep, carry, step)
 
     unet, controls, base = jax.tree.unflatten(tree, leaves)
     return jax.tree.leaves(divided(run, mesh, unet, step, controls, carry, base))
@@ -178,7 +178,7 @@ def start(
     if any(state is None for state in states):
 
         def first(steps: Step, carry: Carry) -> Carry:
-            return _traced_row(unet, sampler, controls, base, prediction, AWAKE, _cut(steps, 0), carry)
+            return _traced_row(unet, sampler, ready(controls), base, prediction, AWAKE, _cut(steps, 0), carry)
 
         shapes = jax.eval_shape(first, steps, (x, memory, states))[-1]
         states = tuple(
@@ -186,6 +186,11 @@ def start(
             for state, shape in zip(states, shapes, strict=True)
         )
     return x, memory, states
+
+
+def ready(controls: Sequence[Control]) -> tuple[Control, ...]:
+    """The controls of a program before its rows."""
+    return tuple(control.ready() for control in controls)
 
 
 def row(

@@ -1,4 +1,4 @@
-"""What a control is: nine hooks of the loop, each pure and the identity unless a technique says otherwise."""
+"""What a control is: ten hooks of the loop, each pure and the identity unless a technique says otherwise."""
 
 from __future__ import annotations
 
@@ -121,6 +121,11 @@ class Control:
         None if its form is known only after a row: it begins with zeros of what `guide` makes of None.
         """
         return ()
+
+    def ready(self) -> Control:
+        """In the compiled program, once before its rows: what no row changes, such as what a network makes of a control
+        picture. All hooks after it are called on what comes out; `init` and `branches` on either."""
+        return self
 
     def branches(self, base: Mapping[str, Conditioning]) -> dict[str, Conditioning]:
         """Further rows of the network's batch that it needs, by name; `base` has "cond" and "uncond".

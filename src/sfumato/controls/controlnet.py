@@ -48,6 +48,9 @@ class ControlNet(Control):
             window=window("ControlNet", self.window),
         )  # fmt: skip
 
+    def ready(self) -> ControlNet:
+        return dc.replace(self, image=self.net.hint(self.image))
+
     def condition(
         self, conds: dict[str, Conditioning], xs: Mapping[str, Latents], step: Step
     ) -> dict[str, Conditioning]:
@@ -55,8 +58,8 @@ class ControlNet(Control):
         if not names:
             return conds
 
-        def run(x: Latents, cond: Conditioning, image: Float[Array, "B _ _ K"]) -> Residuals:
-            return self.net(x, step.t, cond, image)
+        def run(x: Latents, cond: Conditioning, hint: Float[Array, "B _ _ D"]) -> Residuals:
+            return self.net.residuals(x, step.t, cond, hint)
 
         def on() -> dict[str, Residuals]:
             plain = {name: plainly(conds[name]) for name in names}

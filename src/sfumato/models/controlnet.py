@@ -60,11 +60,22 @@ class ControlNet(Encoder):
         [0, 1] at pixel size. Residuals are [B 1 1 C] where the net averages them over the picture. Where the UNet
         leaves out its deeper part (`cond.reuse`), so does this net, and what it adds there means nothing.
         """
+        return self.residuals(x, t, cond, self.hint(image))
+
+    def hint(self, image: Float[Array, "B H W K"]) -> Float[Array, "B h w D"]:
+        """What it makes of a control picture in [0, 1], at latent size. No time and no text is in it."""
         if self.config.controlnet_conditioning_channel_order == "bgr":
             image = image[..., ::-1]
+        return self.controlnet_cond_embedding(image.astype(self.dtype))
+
+    def residuals(
+        self, x: Float[Array, "B h w C"], t: Float[Array, ""] | Float[Array, " B"], cond: Conditioning,
+        hint: Float[Array, "B h w D"],
+    ) -> Residuals:  # fmt: skip
+        """As a call, with the `hint` of the control picture."""
         t = jnp.broadcast_to(t, x.shape[:1])
         emb = self.embed(self.config, t, cond)
-        h = self.conv_in(x.astype(self.dtype)) + self.controlnet_cond_embedding(image.astype(self.dtype))
+        h = self.conv_in(x.astype(self.dtype)) + hint
         context, layers = cond.context.astype(self.dtype), cond.reuse.layers if cond.reuse else 1
         skips, _ = self.outside(h, emb, context, layers=layers)
 
