@@ -40,7 +40,7 @@ def test_values_and_gradients(monkeypatch, backend, shape, groups):
 
 
 def test_bfloat16_is_summed_up_in_float32():
-    """Far from zero, where sums in bfloat16 would lose everything, and each parameter has a gradient of its type."""
+    """Far from zero, where sums in bfloat16 would lose everything; each gradient has the type of what it is of."""
     x, scale, bias, gradient = example((2, 32, 32, 16))
     x = x.astype(jnp.bfloat16) + jnp.bfloat16(5)
     kinds = x.dtype, scale.dtype, jnp.bfloat16
