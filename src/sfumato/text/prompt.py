@@ -32,6 +32,7 @@ from sfumato.io.load import tokenizer_name
 from sfumato.kept import Kept
 from sfumato.model import Model
 from sfumato.models.clip import ClipTextEncoder, TextFeatures
+from sfumato.text.memory import remembered
 from sfumato.text.tokenizer import Tokenizer, TruncationWarning, Word
 from sfumato.types import pytree
 
@@ -205,7 +206,8 @@ def tokenize_prompt(
 
 
 def encode_prompt(model: Model, tokens: Mapping[str, Tokens], *, clip_skip: int = 0) -> TextFeatures:
-    """The text features of prompts, compiled once for each number of prompts and chunks.
+    """The text features of prompts, compiled once for each number of prompts and chunks; those of the last prompts are
+    remembered.
 
     `hidden` [B, n L, D] goes to cross-attention; of SDXL's two encoders it holds the features side by side. `pooled`
     [B, P] comes from the first chunk, through the second encoder of SDXL. `clip_skip` is how many more of the last
@@ -218,7 +220,9 @@ def encode_prompt(model: Model, tokens: Mapping[str, Tokens], *, clip_skip: int 
         if not 0 <= clip_skip <= most:
             raise SfumatoError(f"clip_skip={clip_skip} does not fit the text encoder, which allows 0 to {most}.")
     encoders = [model.text_encoders[name] for name in sorted(model.text_encoders)]
-    return TextFeatures(*_encode_all(encoders, [tokens[name] for name in sorted(tokens)], skip + clip_skip, normalize))
+    texts, skip = [tokens[name] for name in sorted(tokens)], skip + clip_skip
+    made = functools.partial(_encode_all, encoders, texts, skip, normalize)
+    return TextFeatures(*remembered(encoders, texts, (skip, normalize), made))
 
 
 @functools.partial(Kept, static_argnums=(2, 3))
