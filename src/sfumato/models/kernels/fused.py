@@ -54,7 +54,7 @@ def flash(
     q: Float[Array, "B Q N D"], k: Float[Array, "B K N D"], v: Float[Array, "B K N D"]
 ) -> Float[Array, "B Q N D"]:
     """JAX's FlashAttention for TPUs (arXiv:2205.14135). What fills up keys is of another segment than the queries."""
-    from jax.experimental.pallas.ops.tpu import flash_attention as tpu  # half a second that nobody else pays
+    from jax.experimental.pallas.ops.tpu import flash_attention as tpu  # a tenth of a second that nobody else pays
 
     most = BLOCK if q.shape[-1] <= LANES else BLOCK // 2
     (queries, by_q), (keys, by_k) = (_filled(a.shape[1], most) for a in (q, k))
