@@ -55,8 +55,8 @@ gpu_device_info {
   device_memory_size: 84942979072
 }
 """
-"""What the compiler has to know of such a device, by the names of XLA's GpuTargetConfig. It estimates with the rates and
-sizes; what is printed here is not measured in them."""
+"""What the compiler has to know of such a device, by the names of XLA's GpuTargetConfig. It estimates with the
+rates and sizes; what is printed here is not measured in them."""
 
 
 def device(name: str) -> Any:
