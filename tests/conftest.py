@@ -66,8 +66,7 @@ def models(loaded):
 def _forget_programs():
     """What a file has compiled goes with it: thousands of programs take gigabytes, and in the end XLA crashes."""
     yield
-    if "jax" in sys.modules:
-        sys.modules["jax"].clear_caches()
+    _forget()
 
 
 @pytest.fixture(autouse=True)
@@ -76,7 +75,16 @@ def _forget_many_programs():
     yield
     maps = Path("/proc/self/maps")
     if "jax" in sys.modules and maps.exists() and maps.read_bytes().count(b"\n") > 30_000:
+        _forget()
+
+
+def _forget() -> None:
+    """Compiled programs, and the text features that they made: those of a program from disk are bound to a device,
+    for which others compile anew."""
+    if "jax" in sys.modules:
         sys.modules["jax"].clear_caches()
+    if "sfumato.text.memory" in sys.modules:
+        sys.modules["sfumato.text.memory"]._entries.clear()
 
 
 @pytest.fixture
