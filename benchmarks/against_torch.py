@@ -127,21 +127,24 @@ def unet(args: argparse.Namespace, controlled: bool = False) -> Pair:
         picture = rng.uniform(size=(2, 8 * args.size, 8 * args.size, 3)).astype(np.float32)
 
     @functools.partial(jax.jit, compiler_options=compiler.options())
-    def step(ours: Any, net: Any, x: Any, hint: Any) -> Any:
-        seen = cond if net is None else dc.replace(cond, residuals=net.residuals(x, jnp.float32(500), cond, hint))
+    def step(ours: Any, net: Any, x: Any, seen: Any, hint: Any) -> Any:
+        if net is not None:
+            seen = dc.replace(seen, residuals=net.residuals(x, jnp.float32(500), seen, hint))
         return ours(x, jnp.float32(500), seen).eps
 
-    x_torch, hint = first(x, args.dtype), None if picture is None else first(picture, args.dtype)
+    x_torch, shown = first(x, args.dtype), None if picture is None else first(picture, args.dtype)
 
     def reference(network: Any, controlnet: Any) -> torch.Tensor:
         more = {}
         if controlnet is not None:
-            down, mid = controlnet(x_torch, 500, controlnet_cond=hint, **how)
+            down, mid = controlnet(x_torch, 500, controlnet_cond=shown, **how)
             more = {"down_block_additional_residuals": down, "mid_block_additional_residual": mid}
         return last(network(x_torch, 500, **how, **more)[0])
 
-    # sfumato embeds the control picture once a run, diffusers in every step.
-    at = jnp.asarray(x), None if net is None else jax.jit(type(net).hint)(net, jnp.asarray(picture))
+    # Once a run, sfumato makes keys and values of the text and embeds the control picture; diffusers in every step.
+    heard = jax.jit(type(ours).hear)(ours, cond.context)
+    hint = None if net is None else jax.jit(type(net).hint)(net, jnp.asarray(picture))
+    at = jnp.asarray(x), dc.replace(cond, heard=heard), hint
     compiled = (
         [torch.compile(each) if each is not None else None for each in (theirs, their_net)] if args.compile else []
     )

@@ -16,7 +16,7 @@ import pytest
 import sfumato
 from sfumato import fingerprint, kept, run
 from sfumato.kept import Kept
-from sfumato.sample import AWAKE, _one_row, _whole, sample_rows
+from sfumato.sample import AWAKE, _changes, _one_row, _whole, sample_rows
 from sfumato.samplers import DDIM
 from sfumato.text.prompt import _encode_all, tokenize_prompt
 
@@ -289,7 +289,7 @@ def test_so_are_rows_pictures_and_texts(models, once, files, monkeypatch):
     tokens = list(tokenize_prompt(model, PROMPTS).values())
     encoders = list(model.text_encoders.values())
     pixels = jnp.linspace(-1, 1, 2 * 16 * 16 * 3).reshape(2, 16, 16, 3)
-    programs = (_one_row, run.decode, run._encode, _encode_all)
+    programs = (_changes, _one_row, run.decode, run._encode, _encode_all)
 
     def made():
         rows = sample_rows(unet, DDIM(), steps, controls, jnp.array(x), base, model.schedule.prediction_type)

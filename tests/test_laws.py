@@ -16,8 +16,7 @@ import numpy as np
 import pytest
 
 import sfumato
-import sfumato.sample as loop
-from sfumato import CFG, AttendAndExcite, Pix2PixZero, Window
+from sfumato import CFG, AttendAndExcite, Pix2PixZero, Window, branches
 from sfumato.controls import Control
 from sfumato.sample import sample, sample_rows
 from sfumato.samplers import DDIM, DPMpp2M, Euler
@@ -83,7 +82,7 @@ class Awake(Control):
     "settings", [{}, {"sampler": DPMpp2M()}, {"image": drawing(), "strength": 0.8}], ids=["plain", "memory", "image"]
 )
 def test_rows_without_the_unconditional_branch_are_the_same(window, settings, models, monkeypatch):
-    monkeypatch.setattr(loop, "SMALL", 0)
+    monkeypatch.setattr(branches, "SMALL", 0)
     model, controls = models("sd1"), (CFG(5.0, 0.3, window),)
     at_once, by_row = (pictures(model, controls, progress=each, **settings) for each in (None, lambda *_: True))
     awake = pictures(model, (*controls, Awake()), **settings)
@@ -92,10 +91,10 @@ def test_rows_without_the_unconditional_branch_are_the_same(window, settings, mo
     assert np.abs(awake - pictures(model, (CFG(5.0, 0.3),), **settings)).max() > 1e-3
 
 
-@pytest.mark.parametrize("small", [0, loop.SMALL])
+@pytest.mark.parametrize("small", [0, branches.SMALL])
 def test_without_guidance_the_network_gets_half_the_rows(models, monkeypatch, small):
     """A small one only where there is none in all rows."""
-    monkeypatch.setattr(loop, "SMALL", small)
+    monkeypatch.setattr(branches, "SMALL", small)
     seen = set()
 
     class Measured(type(models("sd1").unet)):
@@ -226,10 +225,10 @@ def test_nothing_is_compiled_when_data_changes_row_by_row(models, compiled):
     assert compiled == []
 
 
-@pytest.mark.parametrize("small", [0, loop.SMALL])
+@pytest.mark.parametrize("small", [0, branches.SMALL])
 def test_nothing_is_compiled_when_a_window_moves(models, compiled, monkeypatch, small):
     """Once there is a row without guidance and one with it."""
-    monkeypatch.setattr(loop, "SMALL", small)
+    monkeypatch.setattr(branches, "SMALL", small)
     model = models("sd1")
     for window in (Window(0.25, 0.5), Window(0.5, 0.75), Window(0.5, 1.0), Window(0.0, 0.75)):
         pictures(model, (CFG(5.0, window=window),))

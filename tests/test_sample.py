@@ -1,121 +1,85 @@
-"""Which controls may run together, and which rows the network gets."""
+"""What the loop makes before its first row. That its rows are right: the laws, and the parity of whole runs."""
 
 from __future__ import annotations
 
-import jax.numpy as jnp
+import dataclasses as dc
+from typing import Any
+
+import jax
 import numpy as np
 import pytest
 
-from sfumato import run
-from sfumato.controls import CFG, PAG, Control
+import sfumato
+from sfumato import CFG
+from sfumato.controls import Control
 from sfumato.errors import SfumatoError
-from sfumato.sample import all_branches, check_together, stretches
-from sfumato.samplers import DDIM
-from sfumato.schedule import Schedule
-from sfumato.types import Conditioning, Window, pytree
+from sfumato.models.attention import Attention
+from sfumato.types import pytree
 
-BASE = {name: Conditioning(jnp.full((1, 2, 3), value)) for name, value in (("cond", 1.0), ("uncond", 0.0))}
+from drive import pictures
+from oracle import assert_close
+from table import PROMPTS
 
-
-@pytree
-class Edit(Control):
-    """A branch of its own."""
-
-    text: float = 2.0
-
-    def branches(self, base):
-        return {"edit": Conditioning(jnp.full((1, 2, 3), self.text))}
+WATCHES = {"whole": None, "watched": lambda *_: True}
 
 
-@pytree
-class Taker(Control):
-    """Another prompt."""
+@pytest.fixture
+def heard(monkeypatch):
+    """The widths of the texts that keys and values were made of, as often as they were."""
+    own, seen = Attention.hear, []
 
-    text: float = 2.0
+    def counted(self, context):
+        if self.to_k.kernel.shape[0] != self.to_q.kernel.shape[0]:  # it attends to a text
+            jax.debug.callback(lambda: seen.append(context.shape))
+        return own(self, context)
 
-    def branches(self, base):
-        return {"cond": Conditioning(jnp.full((1, 2, 3), self.text))}
-
-
-@pytree
-class Depth(Control):
-    sets_channels = True
-
-
-@pytree
-class Masked(Control):
-    sets_channels = True
+    jax.clear_caches()  # programs without the count
+    monkeypatch.setattr(Attention, "hear", counted)
+    yield seen
+    jax.clear_caches()
 
 
-def test_the_prompt_is_always_the_first_branch():
-    assert all_branches((), BASE) == {"cond": BASE["cond"]}
-    assert list(all_branches((Edit(), CFG()), BASE)) == ["cond", "edit", "uncond"]
-
-
-def test_a_branch_of_the_run_may_be_shared():
-    assert list(all_branches((CFG(2.0), CFG(3.0)), BASE)) == ["cond", "uncond"]
-
-
-def test_one_control_may_take_the_place_of_the_prompt():
-    branches = all_branches((CFG(), Taker()), BASE)
-    assert list(branches) == ["cond", "uncond"]
-    assert branches["cond"].context[0, 0, 0] == 2.0
-
-
-@pytest.mark.parametrize(
-    ("controls", "sentence"),
-    [
-        ((Edit(), Edit(3.0)), r"Edit and Edit both have a branch 'edit'\."),
-        ((type("Other", (Edit,), {})(), CFG(), Edit()), r"Edit and Other both have a branch 'edit'\."),
-        ((Taker(), Taker(3.0)),
-         r"Taker and Taker both have a branch 'cond'\."),
-    ],
-)  # fmt: skip
-def test_two_branches_of_one_name(controls, sentence):
-    with pytest.raises(SfumatoError, match=sentence):
-        all_branches(controls, BASE)
+@pytest.mark.parametrize("watch", WATCHES)
+@pytest.mark.parametrize("kind", ["sd1", "sdxl"])
+def test_keys_and_values_are_made_once_a_run(kind, watch, models, heard):
+    model = models(kind)
+    layers = [path for path in model.unet.attention_paths() if path.endswith(".attn2")]
+    pictures(model, (CFG(5.0),), [0, 1], progress=WATCHES[watch])
+    jax.effects_barrier()
+    assert {shape[:2] for shape in heard} == {(2, 77)}
+    assert len(heard) == 2 * len(layers), "for each layer and both branches"
 
 
 @pytree
-class Looker(Control):
-    """Looks at predictions."""
+class Other(Control):
+    """Other words, whatever the run began with."""
 
-    def guide(self, env, preds, xs, step, state):
-        return 0.0, state
+    words: Any
 
-
-def rows(controls, count: int = 8, first: int = 0, once: bool = False) -> list[tuple[set[str], list[int]]]:
-    """What is asleep, and in which rows, for each stretch."""
-    table = DDIM().table(Schedule(), count, first)
-    steps = run.columns(table, None)
-    return [({*asleep}, np.flatnonzero(active).tolist()) for asleep, active in stretches(controls, BASE, steps, once)]
+    def condition(self, conds, xs, step):
+        return {name: dc.replace(cond, context=self.words) for name, cond in conds.items()}
 
 
-def test_the_unconditional_branch_sleeps_where_there_is_no_guidance():
-    every = [*range(8)]
-    assert rows(()) == [(set(), every)]
-    assert rows((CFG(),)) == [(set(), every)]
-    assert rows((CFG(1.0),)) == [({"uncond"}, every)]
-    assert rows((CFG(5.0, window=Window(0.25, 0.5)),)) == [({"uncond"}, [0, 1]), (set(), [2, 3]),
-                                                           ({"uncond"}, [4, 5, 6, 7])]  # fmt: skip
-    assert rows((CFG(5.0, window=Window(0.0, 0.5)),), first=5) == [(set(), [5, 6]), ({"uncond"}, [7])]
+def test_a_control_may_have_other_words(models):
+    """What was made of the first ones is not used."""
+    model = models("sd1")
+    words = sfumato.text.prompt.encode_prompt(model, sfumato.text.prompt.tokenize_prompt(model, [PROMPTS[1]])).hidden
+    got = pictures(model, (Other(words),), [0], seed=3)
+    assert_close(got, pictures(model, (), [0], seed=3, prompt=[PROMPTS[1]]), 1e-6)
+    assert np.abs(got - pictures(model, (), [0], seed=3)).max() > 1e-3
 
 
-def test_for_small_networks_a_branch_sleeps_through_all_rows_or_none():
-    assert rows((CFG(5.0, window=Window(0.25, 0.5)),), once=True) == [(set(), [*range(8)])]
-    assert rows((CFG(5.0, window=Window(0.0, 0.5)),), first=5, once=True) == [(set(), [5, 6, 7])]
-    assert rows((CFG(1.0),), once=True) == [({"uncond"}, [*range(8)])]
+@pytree
+class Grower(Control):
+    """Has a field more when it is ready."""
+
+    more: Any = None
+
+    def ready(self):
+        return Grower(np.float32(1))
 
 
-def test_a_branch_is_awake_as_long_as_one_control_wants_it():
-    early, late = (CFG(5.0, window=Window(*ends)) for ends in ((0.0, 0.5), (0.25, 0.75)))
-    assert rows((early, late)) == [(set(), [*range(6)]), ({"uncond"}, [6, 7])]
-    assert rows((CFG(1.0), Looker())) == [(set(), [*range(8)])]
-    assert rows((CFG(1.0), Edit(), Depth())) == [({"uncond", "edit"}, [*range(8)])]
-    assert rows((CFG(1.0), PAG())) == [({"uncond"}, [*range(8)])]
-
-
-def test_two_setters_of_the_input_channels():
-    check_together(*[(CFG(), Depth(), Edit())] * 2)
-    with pytest.raises(SfumatoError, match=r"Depth and Masked both set the extra input channels of the network\."):
-        check_together(*[(Depth(), CFG(), Masked())] * 2)
+@pytest.mark.parametrize("watch", WATCHES)
+def test_a_control_keeps_its_form(watch, models):
+    with pytest.raises(SfumatoError, match=r"Grower\.ready gives what has other fields than it has itself\."):
+        pictures(models("sd1"), (Grower(),), [0], progress=WATCHES[watch])

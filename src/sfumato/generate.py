@@ -13,6 +13,7 @@ from jaxtyping import Array, Float
 
 from sfumato import noise as noises
 from sfumato import run
+from sfumato.branches import all_branches, check_together
 from sfumato.cache import enable_cache
 from sfumato.controls import CFG, Control, Request
 from sfumato.controls.check import finite, pictures
@@ -22,7 +23,7 @@ from sfumato.io.family import Purpose, purpose_of
 from sfumato.model import Model
 from sfumato.plan import Plan, make_plan
 from sfumato.record import record
-from sfumato.sample import all_branches, check_together, initial, sample, sample_rows
+from sfumato.sample import initial, sample, sample_rows
 from sfumato.samplers import sampler as sampler_of
 from sfumato.samplers.base import Sampler, Table
 from sfumato.types import Conditioning

@@ -42,6 +42,9 @@ class Residuals:
     mid: Float[Array, "B _ _ _"]
 
 
+Keys = tuple[Float[Array, "B _ _"], Float[Array, "B _ _"]]
+"""Keys and values of an attention layer: for each token those of all heads side by side."""
+
 Deep = tuple[Float[Array, "B H W F"], dict[str, Float[Array, "B _ _ _"]]]
 """What the deeper part of a UNet has made in an evaluation, for later ones to go on with: what the outermost layers on
 the way up begin with, residuals of ControlNets included, and the attention maps that were asked for in that part."""
@@ -88,6 +91,8 @@ class Conditioning:
     """One for all rows, but for what was kept."""
     merging: Merging | None = None
     """One for all rows."""
+    heard: dict[str, Keys] | None = None
+    """What the network's layers make of `context`, by checkpoint path, where that is known already (`UNet.hear`)."""
 
 
 @pytree

@@ -38,7 +38,7 @@ def inputs(config: UNetConfig, rows: int = 2, size: tuple[int, int] = (8, 8), se
 
 def conditioning(values: dict) -> Conditioning:
     fields = {field.name for field in dc.fields(Conditioning)}
-    return Conditioning(**{k: jnp.asarray(v) for k, v in values.items() if k in fields})
+    return Conditioning(**{k: jax.tree.map(jnp.asarray, v) for k, v in values.items() if k in fields})
 
 
 @functools.partial(jax.jit, static_argnames="taps")
@@ -217,6 +217,24 @@ def test_every_attention_path_can_be_tapped_and_changes_nothing(name):
         np.testing.assert_allclose(value.sum(-1), 1, rtol=1e-5, err_msg=path)
         assert value.shape[-1] == (7 if path.endswith("attn2") else value.shape[-2])
     np.testing.assert_allclose(tapped.eps, run(unet, values).eps, atol=1e-5)
+
+
+@pytest.mark.parametrize("tapped", [False, True])
+@pytest.mark.parametrize("name", ["sd1", "sdxl", "no-attention-below"])
+def test_what_was_heard_before_changes_nothing(name, tapped):
+    unet = new(name)
+    values = inputs(unet.config)
+    layers = {path for path in unet.attention_paths() if path.endswith(".attn2")}
+    heard = unet.hear(jnp.asarray(values["context"]))
+    assert set(heard) == layers
+    taps = frozenset(unet.attention_paths() if tapped else ())
+    got, want = (run(unet, values | more, taps) for more in ({"heard": heard}, {}))
+    np.testing.assert_allclose(got.eps, want.eps, atol=1e-5)
+    assert set(got.taps) == set(want.taps) == taps
+    for path in taps:
+        np.testing.assert_allclose(got.taps[path], want.taps[path], atol=1e-5, err_msg=path)
+    silent = {path: tuple(jnp.zeros_like(each) for each in keys) for path, keys in heard.items()}
+    assert np.abs(run(unet, values | {"heard": silent}, taps).eps - want.eps).max() > 1e-3
 
 
 def test_bfloat16_is_finite_and_near_float32():

@@ -123,8 +123,9 @@ class Control:
         return ()
 
     def ready(self) -> Control:
-        """In the compiled program, once before its rows: what no row changes, such as what a network makes of a control
-        picture. All hooks after it are called on what comes out; `init` and `branches` on either."""
+        """In a compiled program, once before all rows: what no row changes, such as what a network makes of a control
+        picture. All hooks after it are called on what comes out, `branches` on what goes in. It has the same fields,
+        only with other arrays, and those of `per_picture` have the pictures as first axis still."""
         return self
 
     def branches(self, base: Mapping[str, Conditioning]) -> dict[str, Conditioning]:

@@ -89,4 +89,4 @@ class ControlNet(Control):
 def plainly(cond: Conditioning) -> Conditioning:
     """What a ControlNet sees of a conditioning: the texts, and whether only its outermost part is needed."""
     reuse = cond.reuse and dc.replace(cond.reuse, kept=None)
-    return dc.replace(cond, channels=None, residuals=None, merging=None, reuse=reuse)
+    return dc.replace(cond, channels=None, residuals=None, merging=None, heard=None, reuse=reuse)

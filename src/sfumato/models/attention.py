@@ -9,6 +9,7 @@ its output; a layer that is not tapped never forms its map as a whole.
 
 from __future__ import annotations
 
+import dataclasses as dc
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
@@ -20,11 +21,24 @@ from jaxtyping import Array, Float
 from sfumato.models import kernels
 from sfumato.models.layers import GroupNorm, Identity, conv, gelu, layer_norm, linear
 from sfumato.models.merging import Merge
+from sfumato.types import Keys
 
 Map = Float[Array, "B N Q K"]
 Tap = Callable[[Map], Map]
-Taps = Mapping[str, Tap | Merge]
+Asked = Mapping[str, Tap | Merge]
 """Taps by path; in the place of one there may be a `Merge`, which goes round the layer and gives no map."""
+
+
+@dc.dataclass(frozen=True)
+class Heard:
+    """The keys and values of a layer, which need not be made any more, and its tap."""
+
+    keys: Keys
+    tap: Tap | Merge | None = None
+
+
+Taps = Mapping[str, Tap | Merge | Heard]
+"""What modules are called with."""
 Maps = dict[str, Float[Array, "B _ _ _"]]
 NO_TAPS: Taps = {}
 
@@ -39,7 +53,7 @@ def identity(probabilities: Map) -> Map:
     return jnp.broadcast_to(jnp.eye(probabilities.shape[-1], dtype=probabilities.dtype), probabilities.shape)
 
 
-def as_taps(paths: Taps | Collection[str]) -> Taps:
+def as_taps(paths: Asked | Collection[str]) -> Asked:
     """Taps that only look for mere paths."""
     return paths if isinstance(paths, Mapping) else dict.fromkeys(paths, unchanged)
 
@@ -73,12 +87,16 @@ class Attention(nnx.Module):
         self.to_out = nnx.List([linear(width, width, rngs=rngs)])
 
     def __call__(
-        self, x: Float[Array, "B Q D"], context: Float[Array, "B K F"] | None = None, tap: Tap | Merge | None = None
-    ) -> tuple[Float[Array, "B Q D"], Float[Array, "B N Q K"] | None]:
+        self, x: Float[Array, "B Q D"], context: Float[Array, "B K F"] | None = None,
+        tap: Tap | Merge | Heard | None = None,
+    ) -> tuple[Float[Array, "B Q D"], Float[Array, "B N Q K"] | None]:  # fmt: skip
+        keys = None
+        if isinstance(tap, Heard):
+            keys, tap = tap.keys, tap.tap
         if isinstance(tap, Merge):
-            return tap(lambda x: self(x, context)[0], x), None
-        context = x if context is None else context
-        q, k, v = (self._split(y) for y in (self.to_q(x), self.to_k(context), self.to_v(context)))
+            return tap(lambda x: self(x, context, keys and Heard(keys))[0], x), None
+        keys = self.hear(x if context is None else context) if keys is None else keys
+        q, k, v = (self._split(y) for y in (self.to_q(x), *keys))
         if tap:
             probabilities = kernels.attention_map(q, k)
             # The identity gives the values as they are, and of large maps it would take gigabytes.
@@ -86,6 +104,10 @@ class Attention(nnx.Module):
         else:
             probabilities, out = None, kernels.attention(q, k, v)
         return self.to_out[0](out.reshape(x.shape)), probabilities
+
+    def hear(self, context: Float[Array, "B L F"]) -> Keys:
+        """What it makes of that which it attends to."""
+        return self.to_k(context), self.to_v(context)
 
     def _split(self, y: Float[Array, "B L D"]) -> Float[Array, "B L N d"]:
         return y.reshape(*y.shape[:2], self.heads, -1)

@@ -10,13 +10,13 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from sfumato.errors import SfumatoError
-from sfumato.models.attention import NO_TAPS, Maps, Taps, above, as_taps, below
+from sfumato.models.attention import NO_TAPS, Asked, Attention, Heard, Maps, Taps, above, as_taps, below
 from sfumato.models.config import EncoderConfig, UNetConfig
 from sfumato.models.embeddings import TextEmbedding, TimeEmbedding, sinusoidal
 from sfumato.models.layers import GroupNorm, conv
 from sfumato.models.merging import Merge
 from sfumato.models.unet_blocks import DownBlock, MidBlock, UpBlock
-from sfumato.types import Conditioning, Deep, Merging, Prediction
+from sfumato.types import Conditioning, Deep, Keys, Merging, Prediction
 
 
 class Encoder(nnx.Module):
@@ -107,7 +107,7 @@ class UNet(Encoder):
 
     def __call__(
         self, x: Float[Array, "B H W C"], t: Float[Array, ""] | Float[Array, " B"], cond: Conditioning,
-        taps: Taps | Collection[str] = (),
+        taps: Asked | Collection[str] = (),
     ) -> Prediction:  # fmt: skip
         """One evaluation.
 
@@ -117,15 +117,17 @@ class UNet(Encoder):
         merges no tokens (`cond.merging`).
         Raises SfumatoError for channels or taps that the network does not have.
         """
-        taps = as_taps(taps)
-        self._check(x, cond, taps)
+        asked = as_taps(taps)
+        self._check(x, cond, asked)
         t = jnp.broadcast_to(t, x.shape[:1])
         context = cond.context.astype(self.dtype)
         emb = self.embed(self.config, t, cond)
         if cond.channels is not None:
             x = jnp.concatenate([x, cond.channels.astype(x.dtype)], axis=-1)
         if cond.merging is not None:
-            taps = {**self._merged(cond.merging, (x.shape[1], x.shape[2])), **taps}
+            asked = {**self._merged(cond.merging, (x.shape[1], x.shape[2])), **asked}
+        heard = {path: Heard(keys, asked.get(path)) for path, keys in (cond.heard or {}).items()}
+        taps = {**asked, **heard}
         reuse = cond.reuse
         layers = 1 if reuse is None else reuse.layers
         own, maps = self.outside(self.conv_in(x.astype(self.dtype)), emb, context, taps, layers)
@@ -170,6 +172,12 @@ class UNet(Encoder):
         for i, block in enumerate(self.up_blocks):
             visit(f"up_blocks.{i}", len(block.resnets) * hasattr(block, "attentions"), last - i)
         return tuple(paths)
+
+    def hear(self, context: Float[Array, "B L D"]) -> dict[str, Keys]:
+        """What its layers make of a text, by checkpoint path: `Conditioning.heard`, the same in every evaluation."""
+        context = context.astype(self.dtype)
+        layers = {path: module for path, module in nnx.iter_modules(self) if isinstance(module, Attention)}
+        return {".".join(map(str, path)): layer.hear(context) for path, layer in layers.items() if path[-1] == "attn2"}
 
     def level(self, path: str) -> int:
         """How many times the latents are halved at a layer, by its checkpoint path."""
