@@ -12,6 +12,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
+from real_files import real_file
 from sfumato.adapters.delta import Full, LoHa, LoKr, LowRank
 from sfumato.adapters.lora import Lora
 from sfumato.adapters.lora_file import load_lora
@@ -45,8 +46,6 @@ from loras import (
 )
 from oracle import fresh
 from pipelines import net_config
-
-REAL = Path(__file__).parents[2] / "../shared/real"
 
 
 def assert_holds(lora: Lora, layers: list[Layer]) -> None:
@@ -336,12 +335,6 @@ def test_controlnets_take_what_they_have(loaded: Any, tmp_path: Path) -> None:
         load_lora(write(tmp_path / "c.safetensors", kohya(text)), net)
 
 
-def real(name: str) -> Path:
-    if not REAL.exists():
-        pytest.skip("the real files of ../shared/real are not here; they are never part of the project")
-    return REAL / name
-
-
 @pytest.mark.parametrize("name", ["sd15_lora_diffusers_old.safetensors", "sd15_lora_diffusers_old.bin",
                                   "sd15_lora_cloneofsimo_with_tokens.safetensors"])  # fmt: skip
 def test_real_files(name: str) -> None:
@@ -352,9 +345,11 @@ def test_real_files(name: str) -> None:
     import torch
     from safetensors.torch import load_file
 
-    lora = load_lora(real(name))
+    lora = load_lora(real_file(name))
     report = lora.report
-    theirs = torch.load(real(name), "cpu", weights_only=True) if name.endswith("bin") else load_file(real(name))
+    theirs = (
+        torch.load(real_file(name), "cpu", weights_only=True) if name.endswith("bin") else load_file(real_file(name))
+    )
     assert report.family is Family.SD1
     assert (len(report.matched), report.unmatched) == ((192 if "cloneofsimo" in name else 128), ())
     for layer in report.matched:
@@ -374,6 +369,6 @@ def test_the_containers_of_the_real_file_have_the_same_layers() -> None:
     def shapes(lora: Lora) -> list[Any]:
         return [(path, np.shape(leaf)) for path, leaf in jax.tree_util.tree_leaves_with_path(lora.layers)]
 
-    first, second = (load_lora(real(f"sd15_lora_diffusers_old.{end}")) for end in ("safetensors", "bin"))
+    first, second = (load_lora(real_file(f"sd15_lora_diffusers_old.{end}")) for end in ("safetensors", "bin"))
     assert shapes(first) == shapes(second)
-    assert open_tensors(real("sd15_lora_diffusers_old.bin")).container == "pickle"
+    assert open_tensors(real_file("sd15_lora_diffusers_old.bin")).container == "pickle"

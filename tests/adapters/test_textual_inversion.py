@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 import sfumato
+from real_files import real_file
 from sfumato.adapters.textual_inversion import Embedding, load_embedding, save_embedding
 from sfumato.errors import FileError, MismatchError, SfumatoError
 from sfumato.model import Model
@@ -24,7 +25,6 @@ from sfumato.text.words import find_word
 from oracle import assert_close, from_torch
 from runs import Pair
 
-REAL = Path(__file__).parents[3] / "shared" / "real"
 ONE, TWO = "text_encoder", "text_encoder_2"
 WIDTHS = {"sd1": {ONE: 24}, "sdxl": {ONE: 12, TWO: 20}, "sdxl-refiner": {TWO: 20}}
 """Of the tiny models' text encoders."""
@@ -174,13 +174,12 @@ def test_saving_keeps_what_is_there(tmp_path):
         save_embedding(cat, tmp_path / "a.bin")
 
 
-@pytest.mark.skipif(not REAL.exists(), reason="the folder of real files, shared/real beside the repository, is absent")
 def test_the_real_files():
-    loaded = load_embedding(REAL / "sd15_textual_inversion.bin")
+    loaded = load_embedding(real_file("sd15_textual_inversion.bin"))
     assert (loaded.token, loaded.vectors[ONE].shape) == ("<birb-style>", (1, 768))
     assert 0.1 < np.linalg.norm(loaded.vectors[ONE]) < 10
     assert clip_tokenizer().place(loaded.token).encode("a <birb-style> fox")[1] == 49408
-    lora = REAL / "sd15_lora_cloneofsimo_with_tokens.safetensors"
+    lora = real_file("sd15_lora_cloneofsimo_with_tokens.safetensors")
     with pytest.raises(FileError, match="holds the tokens <s1>, <s2>; say with token="):
         load_embedding(lora)
     assert load_embedding(lora, token="<s2>").vectors[ONE].shape == (1, 768)

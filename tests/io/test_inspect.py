@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+from real_files import real_file
 from sfumato.errors import FileError
 from sfumato.io.family import Family, family_of_context
 from sfumato.io.inspect import Report, inspect
@@ -21,7 +22,6 @@ from sfumato.io.recognise import recognise
 from broken_files import BROKEN, MARK, Broken, tensor, torch_zip
 from published import CONTROLNETS, UNETS, checkpoint, clip_l, file_of, old, state, stub
 
-REAL = Path(__file__).parents[2] / "../shared/real"
 Shapes = dict[str, tuple[int, ...]]
 
 
@@ -444,10 +444,8 @@ REAL_FILES = {
 
 @pytest.mark.parametrize("name", REAL_FILES)
 def test_real_files(name: str) -> None:
-    if not REAL.exists():
-        pytest.skip("the real files of ../shared/real are not here; they are never part of the project")
     kind, family, details = REAL_FILES[name]
-    report = inspect(REAL / name, deep=True)
+    report = inspect(real_file(name), deep=True)
     assert (report.kind, report.family, report.problem) == (kind, family, None)
     assert details.items() <= report.details.items()
 

@@ -15,20 +15,12 @@ import pytest
 from safetensors import SafetensorError, deserialize
 from safetensors.numpy import save, save_file
 
+from real_files import real_file
 from sfumato.errors import FileError
 from sfumato.io.safetensors_file import DTYPES
 from sfumato.io.tensors import LazyTensor, open_tensors
 
 from broken_files import NUMBERS, TENSORS, entry, header, tensor, torch_zip
-
-REAL = Path(__file__).parents[2] / "../shared/real"
-
-
-@pytest.fixture
-def real() -> Path:
-    if not REAL.exists():
-        pytest.skip("the real files of ../shared/real are not here; they are never part of the project")
-    return REAL
 
 
 def torch_state() -> dict[str, Any]:
@@ -269,13 +261,13 @@ REAL_FILES = ("sd15_lora_diffusers_old.bin", "sd15_textual_inversion.bin", "taef
 
 @pytest.mark.parity
 @pytest.mark.parametrize("name", REAL_FILES)
-def test_real_files_are_read_as_their_libraries_read_them(name: str, real: Path) -> None:
+def test_real_files_are_read_as_their_libraries_read_them(name: str) -> None:
     import torch
     from safetensors.torch import load_file
 
-    safe = name.endswith(".safetensors")
-    theirs = load_file(real / name) if safe else torch.load(real / name, map_location="cpu")
-    ours = open_tensors(real / name).tensors
+    path = real_file(name)
+    theirs = load_file(path) if path.suffix == ".safetensors" else torch.load(path, map_location="cpu")
+    ours = open_tensors(path).tensors
     assert ours.keys() == theirs.keys()
     assert all(np.array_equal(ours[key].read(), value.detach().numpy()) for key, value in theirs.items())
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
 
+from real_files import real_file
 from sfumato.errors import MismatchError, SfumatoError
 from sfumato.io.fill import fill, slots
 from sfumato.models.config import from_dict, to_dict
@@ -17,8 +16,6 @@ from sfumato.models.layers import abstract
 from sfumato.models.tiny_vae import AutoencoderTiny, TinyVAEConfig, infer_tiny_config, original_tiny_names
 
 from oracle import assert_close, fill_from_torch, fresh, from_torch, lazy, seeded, to_torch
-
-REAL = Path(__file__).parents[2].parent / "shared" / "real"
 
 CONFIGS = {
     "taesd": TinyVAEConfig(encoder_block_out_channels=(8,) * 4, decoder_block_out_channels=(8,) * 4),
@@ -71,9 +68,7 @@ def test_configuration_defaults_are_the_reference_ones():
 @pytest.mark.parity
 @pytest.mark.parametrize("half", ["encoder", "decoder"])
 def test_real_original_files_match_their_formula(half):
-    path = REAL / f"taef2_{half}.pth"
-    if not path.exists():
-        pytest.skip(f"the real file {path.name} is not at {REAL}")
+    path = real_file(f"taef2_{half}.pth")
     import torch
 
     raw = {key: value.float() for key, value in torch.load(path, weights_only=True).items()}
