@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses as dc
 import functools
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -50,7 +50,7 @@ def sample(
     parts = stretches(controls, base, steps, is_small(unet))
     if len(parts) == 1:
         return _whole(unet, sampler, steps, controls, x, base, prediction, mesh, parts[0][0])
-    controls, branches = _begun(unet, controls, base)
+    controls, branches = begin(unet, controls, base, _changes)
     carry = start(unet, sampler, controls, branches, prediction, steps, x)
     for asleep, active in parts:
         rows = dc.replace(steps, active=jnp.asarray(active))
@@ -67,7 +67,7 @@ def _whole(
     """All rows, where the same branches are asleep in each."""
 
     def run(unet: UNet, steps: Step, controls: tuple[Control, ...], x: Latents, base: Any) -> Latents:
-        given = begin(unet, controls, base)
+        given = begin(unet, controls, base, _changes.function)
         carry = start(unet, sampler, *given, prediction, steps, x)
         return _scanned(unet, sampler, steps, *given, carry, prediction, asleep)[0]
 
@@ -108,7 +108,7 @@ def sample_rows(
     # Cut out here and not on the device, where each cut would be a program of its own.
     columns = jax.tree.map(np.asarray, steps)
     rows = list(asleep_rows(controls, base, columns, is_small(unet)))
-    controls, branches = _begun(unet, controls, base)
+    controls, branches = begin(unet, controls, base, _changes)
     carry = start(unet, sampler, controls, branches, prediction, steps, x)
     leaves, tree = jax.tree.flatten((unet, controls, branches))  # once: of a network it takes milliseconds
     one_row, structure = _one_row.way(leaves, carry), jax.tree.structure(carry)
@@ -133,25 +133,13 @@ def _one_row(
 
 
 def begin(
-    unet: UNet, controls: tuple[Control, ...], base: Mapping[str, Conditioning]
+    unet: UNet, controls: tuple[Control, ...], base: Mapping[str, Conditioning], changes: Callable[..., Any]
 ) -> tuple[tuple[Control, ...], Branches]:  # fmt: skip
-    """What no row changes: the controls, ready, and the branches with what the network makes of their texts.
+    """The controls, ready, and the branches with what the network makes of their texts: what no row changes.
 
-    Raises SfumatoError for a control that is of another form when it is ready.
+    `changes` is `_changes`, or its function for who is in a program already.
     """
-    made = tuple(control.ready() for control in controls)
-    for control, other in zip(controls, made, strict=True):
-        if jax.tree.structure(control) != jax.tree.structure(other):
-            raise SfumatoError(f"{type(control).__name__}.ready gives what has other fields than it has itself.")
-    found = all_branches(controls, base).items()
-    return made, {name: dc.replace(cond, heard=unet.hear(cond.context)) for name, cond in found}
-
-
-def _begun(
-    unet: UNet, controls: tuple[Control, ...], base: Mapping[str, Conditioning]
-) -> tuple[tuple[Control, ...], Branches]:  # fmt: skip
-    """`begin` for who has several programs to come."""
-    changed, heard = _changes(unet, controls, base)
+    changed, heard = changes(unet, controls, base)
     leaves, tree = jax.tree.flatten(controls)
     leaves = [old if new is None else new for old, new in zip(leaves, changed, strict=True)]
     found = all_branches(controls, base).items()
@@ -160,11 +148,15 @@ def _begun(
 
 @functools.partial(Kept, top=True)
 def _changes(unet: UNet, controls: tuple[Control, ...], base: Mapping[str, Conditioning]) -> tuple[list[Any], Any]:
-    """The leaves of the controls, None for those that stay, and what is heard, by branch: `begin` without what it was
-    given, of which jax would make copies."""
-    made, branches = begin(unet, controls, base)
+    """The leaves of the controls when they are ready, None for those that stay, of which jax would make copies; and
+    what is heard, by branch. Raises SfumatoError for a control that is of another form when it is ready."""
+    made = tuple(control.ready() for control in controls)
+    for control, other in zip(controls, made, strict=True):
+        if jax.tree.structure(control) != jax.tree.structure(other):
+            raise SfumatoError(f"{type(control).__name__}.ready gives what has other fields than it has itself.")
     pairs = zip(jax.tree.leaves(controls), jax.tree.leaves(made), strict=True)
-    return [None if new is old else new for old, new in pairs], {name: cond.heard for name, cond in branches.items()}
+    heard = {name: unet.hear(cond.context) for name, cond in all_branches(controls, base).items()}
+    return [None if new is old else new for old, new in pairs], heard
 
 
 def start(
