@@ -6,6 +6,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import default_backend, lax
 from jaxtyping import Array, Float
 
@@ -16,6 +17,10 @@ from sfumato.models.kernels.table import in_use
 
 BLOCKED_FROM = 2**19
 """Attention maps (one head, one picture) of more entries than this are made block by block."""
+
+ONES = 8
+"""Columns of ones beside the values, by which the sums of a softmax come out of the product that weighs them. One would
+do; widths of eight numbers are multiplied faster."""
 
 HELD = 2**25
 """Entries of the maps of all heads and pictures that a GPU or TPU without a fused kernel for them holds at once."""
@@ -47,7 +52,7 @@ def attention(
     if q.dtype != dtype:
         return attention(q, k, v, mask).astype(dtype)
     if mask is not None or q.shape[1] * k.shape[1] <= BLOCKED_FROM:
-        return weigh(attention_map(q, k, mask), v)
+        return _heads(q, k, v, mask) if default_backend() == "cpu" else weigh(attention_map(q, k, mask), v)
     form, mesh = _form(q, k, default_backend()), jax.sharding.get_abstract_mesh()
     if not divided():
         return form(q, k, v)
@@ -87,22 +92,54 @@ def _by_head(
     batch, queries, heads, width = q.shape
     block = in_use().query_block
     pad = -queries % block
-    blocks = jnp.pad(q, ((0, 0), (0, pad), (0, 0), (0, 0))).transpose(0, 2, 1, 3)
+    blocks = jnp.pad(_scaled(q), ((0, 0), (0, pad), (0, 0), (0, 0))).transpose(0, 2, 1, 3)
     blocks = blocks.reshape(batch * heads, -1, block, width)
-    keys, values = (a.transpose(0, 2, 1, 3).reshape(batch * heads, -1, width) for a in (k, v))
+    keys, values = (a.transpose(0, 2, 1, 3).reshape(batch * heads, -1, a.shape[-1]) for a in (k, _summed(v)))
 
-    out = lax.map(lambda row: lax.map(lambda one: _head(one, row[1], row[2]), row[0]), (blocks, keys, values))
+    # Written out: as part of a larger product the map would be transposed on the way.
+    some = jax.checkpoint(_softmax_product)
+    out = lax.map(lambda row: lax.map(lambda one: some(one, row[1], row[2]), row[0]), (blocks, keys, values))
     out = out.reshape(batch, heads, queries + pad, width).transpose(0, 2, 1, 3)
     return out[:, :queries]
 
 
-@jax.checkpoint
-def _head(q: Float[Array, "Q D"], k: Float[Array, "K D"], v: Float[Array, "K D"]) -> Float[Array, "Q D"]:
-    """`attention` of one head. Written out: as part of a larger product the map would be transposed on the way."""
+def _heads(
+    q: Float[Array, "B Q N D"],
+    k: Float[Array, "B K N D"],
+    v: Float[Array, "B K N D"],
+    mask: Float[Array, "#B #N #Q K"] | None,
+) -> Float[Array, "B Q N D"]:
+    """`attention` of all heads at once."""
+    return _softmax_product(*(a.swapaxes(1, 2) for a in (_scaled(q), k, _summed(v))), mask).swapaxes(1, 2)
+
+
+def _scaled(q: Float[Array, "B Q N D"]) -> Float[Array, "B Q N D"]:
+    """q / sqrt(D): fewer numbers than the logits are."""
+    return (q * np.float32(q.shape[-1] ** -0.5)).astype(q.dtype)
+
+
+def _summed(v: Float[Array, "B K N D"]) -> Float[Array, "B K N E"]:
+    """The values, and beside them what is summed up to 1 by weights that add up to 1."""
+    return jnp.concatenate([v, jnp.ones((*v.shape[:-1], ONES), v.dtype)], axis=-1)
+
+
+def _softmax_product(
+    q: Float[Array, "*B Q D"],
+    k: Float[Array, "*B K D"],
+    v: Float[Array, "*B K E"],
+    mask: Float[Array, "#B #N #Q K"] | None = None,
+) -> Float[Array, "*B Q D"]:
+    """`attention`, heads first, of queries that are `_scaled` and values that are `_summed`.
+
+    The softmax is divided by its sums in the result. So the compiler reads a map twice, for its maximum and for the
+    product, in one pass with the exponential, instead of a third time for the sums with the exponential again.
+    """
     wide = jnp.promote_types(q.dtype, jnp.float32)
-    logits = lax.dot_general(q, k, (((1,), (1,)), ((), ())), preferred_element_type=wide) * q.shape[-1] ** -0.5
-    probabilities = jax.nn.softmax(logits, axis=-1).astype(v.dtype)
-    return jnp.dot(probabilities, v, preferred_element_type=wide).astype(v.dtype)
+    logits = jnp.einsum("...qd,...kd->...qk", q, k, preferred_element_type=wide)
+    logits = logits if mask is None else logits + mask
+    weights = jnp.exp(logits - lax.stop_gradient(logits.max(axis=-1, keepdims=True))).astype(v.dtype)
+    out = jnp.matmul(weights, v, preferred_element_type=wide)
+    return (out[..., :-ONES] / out[..., -1:]).astype(v.dtype)
 
 
 def weigh(probabilities: Float[Array, "B N Q K"], v: Float[Array, "B K N D"]) -> Float[Array, "B Q N D"]:
