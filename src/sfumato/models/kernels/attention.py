@@ -110,7 +110,8 @@ def _heads(
     mask: Float[Array, "#B #N #Q K"] | None,
 ) -> Float[Array, "B Q N D"]:
     """`attention` of all heads at once."""
-    return _softmax_product(*(a.swapaxes(1, 2) for a in (_scaled(q), k, _summed(v))), mask).swapaxes(1, 2)
+    q, k, v = (a.swapaxes(1, 2) for a in (_scaled(q), k, _summed(v)))
+    return _softmax_product(q, k, v, mask).swapaxes(1, 2)
 
 
 def _scaled(q: Float[Array, "B Q N D"]) -> Float[Array, "B Q N D"]:
