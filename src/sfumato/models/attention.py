@@ -97,12 +97,15 @@ class Attention(nnx.Module):
             return tap(lambda x: self(x, context, keys and Heard(keys))[0], x), None
         keys = self.hear(x if context is None else context) if keys is None else keys
         q, k, v = (self._split(y) for y in (self.to_q(x), *keys))
-        if tap:
-            probabilities = kernels.attention_map(q, k)
-            # The identity gives the values as they are, and of large maps it would take gigabytes.
-            out = v if tap is identity else kernels.weigh(tap(probabilities), v)
-        else:
+        if tap is None:
             probabilities, out = None, kernels.attention(q, k, v)
+        else:
+            probabilities = kernels.attention_map(q, k)
+            if tap is unchanged:
+                out = kernels.attention(q, k, v)  # to the last bit what it is when nobody looks
+            else:
+                # The identity gives the values as they are, and of large maps it would take gigabytes.
+                out = v if tap is identity else kernels.weigh(tap(probabilities), v)
         return self.to_out[0](out.reshape(x.shape)), probabilities
 
     def hear(self, context: Float[Array, "B L F"]) -> Keys:
