@@ -11,10 +11,8 @@ compiled, and the better of the two counts. Prints medians, the spread, and the 
 from __future__ import annotations
 
 import argparse
-import ctypes
 import dataclasses as dc
 import functools
-import gc
 import json
 import os
 import statistics
@@ -30,6 +28,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import torch
+from peak_memory import memory
 
 from sfumato import compiler
 from sfumato.bench import timed
@@ -265,14 +264,6 @@ def compare(pair: Pair, runs: int) -> dict[str, Any]:
         "ratio": medians["ours"] / best, "off": float(off), **{f"{name}, s": each for name, each in medians.items()},
         "spread": {name: [min(each), max(each)] for name, each in times.items()}, "first": begun,
     }  # fmt: skip
-
-
-def memory(what: str) -> int:
-    """Bytes that this process has now (VmRSS) or had at most (VmHWM), without what could be given back (Linux)."""
-    gc.collect()
-    ctypes.CDLL("libc.so.6").malloc_trim(0)
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(what))
 
 
 def peak(pair: Pair, side: str) -> dict[str, int]:
