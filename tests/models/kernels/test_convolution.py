@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from sfumato import compiler
 from sfumato.models.kernels import convolution, winograd
 from sfumato.models.kernels.convolution import LAST, conv_general_dilated, form, native, taps
 
@@ -119,6 +120,22 @@ def test_large_pictures_are_not_copied(monkeypatch):
     monkeypatch.setattr(convolution, "LARGEST", x.size - 1)
     program = str(jax.make_jaxpr(lambda x, kernel: point(x, kernel))(x, kernel[:1, :1]))
     assert "conv_general_dilated" in program
+
+
+@pytest.mark.parametrize(("dtype", "kind"), [("float32", winograd.F4), ("bfloat16", winograd.F2)], ids=BOUNDS)
+def test_filtering_keeps_no_copy_of_a_picture(dtype, kind):
+    """Neither one with zeros around it, nor a place that several layers share, nor bfloat16 as float32."""
+    x, kernel = example((1, 256, 256, 96, 96), dtype)
+
+    def layers(x, kernel):
+        for _ in range(3):
+            x = winograd.convolve(x, kernel, kind, 2**16)
+        return x
+
+    run = jax.jit(layers, compiler_options=compiler.options())
+    analysis = run.lower(x, kernel).compile().memory_analysis()
+    assert analysis is not None
+    assert analysis.temp_size_in_bytes < 3 * x.nbytes  # what goes into a layer, what comes out, and blocks
 
 
 def test_elsewhere_it_is_the_backends_own():
