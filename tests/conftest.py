@@ -3,18 +3,33 @@
 from __future__ import annotations
 
 import functools
+import gc
 import os
 import sys
 from pathlib import Path
 
+import jaxtyping
 import pytest
 from jaxtyping import config, install_import_hook
+
+import typechecker
 
 os.environ["SFUMATO_CACHE"] = "off"  # nothing is written into the home of who runs the tests
 # Most of the time goes into compiling programs for tiny networks, which need not be fast.
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true")
 os.environ["OMP_NUM_THREADS"] = "1"  # handing out the work of a tiny torch module takes longer than doing it
+jaxtyping.jaxtyped = typechecker.sparing(jaxtyping.jaxtyped)
 install_import_hook("sfumato", "typechecker.checked")
+
+
+def pytest_collection_finish():
+    """What is there by now stays; to look through it for garbage again and again takes a twentieth of the time."""
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 20)
+
+
+def pytest_runtest_setup():
+    typechecker.begin()
 
 
 @pytest.fixture(scope="session")

@@ -38,9 +38,7 @@ def zeros(*args):
 
 
 @pytest.mark.parametrize("dtype", BOUNDS)
-@pytest.mark.parametrize(
-    ("queries", "keys", "width"), [(256, 256, 40), (1024, 512, 8), (130, 77, 16), (40, 600, 160), (700, 300, 130)]
-)
+@pytest.mark.parametrize(("queries", "keys", "width"), [(256, 256, 40), (130, 77, 16), (700, 300, 130)])
 def test_the_kernel_of_tpus(dtype, queries, keys, width):
     """Values and gradients; with blocks that are not full, keys that are filled up and wide heads."""
     with tpu.force_tpu_interpret_mode():
