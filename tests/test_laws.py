@@ -189,7 +189,7 @@ def test_rows_that_are_not_active_change_nothing(models):
 # ---- Compiling
 
 
-@over_table()
+@over_table(all_kinds=False)
 def test_nothing_is_compiled_when_data_changes(row, kind, models, compiled):
     model, other = models(kind), dc.replace(models(kind), unet=jax.tree.map(lambda a: a * 0.9, models(kind).unet))
     changed = row.both(kind, 1)

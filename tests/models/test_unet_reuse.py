@@ -86,8 +86,8 @@ def merged(monkeypatch):
 
 
 @pytest.mark.parametrize(("name", "changes", "layers", "size", "want"), [
-    ("sd1", {}, 5, (8, 8), (8, 8)), ("sdxl", {}, 10, (8, 8), (4, 4)), ("sdxl", {}, 10, (7, 9), (4, 5)),
-    ("sdxl", {"downsample_padding": 0}, 10, (7, 9), (3, 4)),
+    ("sd1", {}, 5, (8, 8), (8, 8)), ("sdxl", {}, 5, (8, 8), (4, 4)), ("sdxl", {}, 5, (7, 9), (4, 5)),
+    ("sdxl", {"downsample_padding": 0}, 5, (7, 9), (3, 4)),
 ])  # fmt: skip
 def test_tokens_are_merged_at_the_highest_resolution(name, changes, layers, size, want, merged):
     unet = fresh(UNet, from_dict(UNetConfig, UNETS[name] | changes))
