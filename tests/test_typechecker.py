@@ -1,0 +1,27 @@
+"""Types are checked in every test, if sparingly."""
+
+from __future__ import annotations
+
+import dataclasses as dc
+
+import jax.numpy as jnp
+import pytest
+from jaxtyping import TypeCheckError
+
+import typechecker
+from sfumato.models.kernels import group_norm
+from sfumato.types import Step
+
+
+@pytest.mark.parametrize("test", ["one", "the next"])
+def test_the_first_calls_of_a_function_are_checked_in_each_test(test):
+    x, scale = jnp.ones((1, 3, 4)), jnp.ones(4)
+    for _ in range(typechecker.FEW):
+        with pytest.raises(TypeCheckError, match="scale"):
+            group_norm(x, scale[None], scale, 2, 1e-5)
+    assert group_norm(x, scale[None], scale, 2, 1e-5).shape == x.shape
+
+
+def test_what_a_dataclass_is_made_of_is_checked():
+    with pytest.raises(TypeCheckError):
+        Step(**dict.fromkeys((field.name for field in dc.fields(Step)), "no array"))
