@@ -207,8 +207,11 @@ def test_cached_batches_are_those_of_the_pictures(place, model, tmp_path):
     read = take(with_cache(batches(place), functools.partial(cache, reads=True), None, 2), 5)
     assert [batch["text"] for batch in read] == [batch["text"] for batch in plain]
     assert read[0].keys() == {"latents", "text", "sizes", "index", "conditioning"}
-    for found in (disk, again):
-        assert_same([{**one, "text": None} for one in memory], [{**one, "text": None} for one in found])
+    for one, other, third in zip(memory, disk, again, strict=True):
+        assert one.keys() == other.keys() == third.keys()
+        for name in one:  # a process that does its share has other pictures beside each
+            np.testing.assert_allclose(other[name], one[name], atol=1e-6, err_msg=name)
+            np.testing.assert_array_equal(third[name], other[name], err_msg=name)
 
 
 def test_every_turn_of_the_annotators_is_cached(place, tmp_path):
