@@ -13,7 +13,7 @@ from sfumato.models.controlnet import ControlNet
 from sfumato.models.unet import UNet
 from sfumato.text.tokenizer import clip_tokenizer
 
-from models.tiny import CONTROLNETS, ENCODER_ONLY, REFINER, SD1, SD2, SDXL
+from models.tiny import CONTROLNETS, ENCODER_ONLY, UNETS
 from oracle import fill_from_torch, fresh, seeded
 
 VAE = {
@@ -28,20 +28,32 @@ TEXT_2 = TEXT | {"hidden_size": 20, "projection_dim": 20, "hidden_act": "gelu"}
 XL_TEXT = TEXT | {"hidden_size": 12}
 XL_TEXT_2 = TEXT_2 | {"hidden_size": 20}
 
+SHALLOW = {"layers_per_block": 1}
+"""Fewer layers than the networks that are compared by themselves (tests/models): whole programs compile slowly."""
+
+
+def shallow(unet: str, **changes: Any) -> dict[str, Any]:
+    return UNETS[unet] | SHALLOW | changes
+
+
 KINDS: dict[str, tuple[str, dict[str, Any]]] = {
-    "sd1": ("StableDiffusionPipeline", SD1),
-    "sd1-lcm": ("StableDiffusionPipeline", SD1 | {"time_cond_proj_dim": 12}),
-    "sd1-inpaint": ("StableDiffusionInpaintPipeline", SD1 | {"in_channels": 9}),
-    "instruct-pix2pix": ("StableDiffusionInstructPix2PixPipeline", SD1 | {"in_channels": 8}),
-    "sd2": ("StableDiffusionPipeline", SD2),
-    "sd2-inpaint": ("StableDiffusionInpaintPipeline", SD2 | {"in_channels": 9}),
-    "sd2-depth": ("StableDiffusionDepth2ImgPipeline", SD2 | {"in_channels": 5}),
-    "sdxl": ("StableDiffusionXLPipeline", SDXL | {"cross_attention_dim": 32}),
-    "sdxl-inpaint": ("StableDiffusionXLInpaintPipeline", SDXL | {"cross_attention_dim": 32, "in_channels": 9}),
-    "sdxl-instruct": ("StableDiffusionXLInstructPix2PixPipeline", SDXL | {"cross_attention_dim": 32, "in_channels": 8}),
-    "sdxl-refiner": ("StableDiffusionXLImg2ImgPipeline", REFINER | {"cross_attention_dim": 20}),
+    "sd1": ("StableDiffusionPipeline", shallow("sd1")),
+    "sd1-lcm": ("StableDiffusionPipeline", shallow("lcm")),
+    "sd1-inpaint": ("StableDiffusionInpaintPipeline", shallow("sd1-inpaint")),
+    "instruct-pix2pix": ("StableDiffusionInstructPix2PixPipeline", shallow("instruct-pix2pix")),
+    "sd2": ("StableDiffusionPipeline", shallow("sd2")),
+    "sd2-inpaint": ("StableDiffusionInpaintPipeline", shallow("sd2", in_channels=9)),
+    "sd2-depth": ("StableDiffusionDepth2ImgPipeline", shallow("sd2-depth")),
+    "sdxl": ("StableDiffusionXLPipeline", shallow("sdxl", cross_attention_dim=32)),
+    "sdxl-layers": ("StableDiffusionXLPipeline", UNETS["sdxl"] | {"cross_attention_dim": 32}),
+    "sdxl-inpaint": ("StableDiffusionXLInpaintPipeline", shallow("sdxl-inpaint", cross_attention_dim=32)),
+    "sdxl-instruct": (
+        "StableDiffusionXLInstructPix2PixPipeline",
+        shallow("sdxl", cross_attention_dim=32, in_channels=8),
+    ),
+    "sdxl-refiner": ("StableDiffusionXLImg2ImgPipeline", shallow("sdxl-refiner", cross_attention_dim=20)),
 }
-"""diffusers' pipeline and the UNet of each kind."""
+"""diffusers' pipeline and the UNet of each kind; "sdxl-layers" has as many layers a level as SDXL's files count on."""
 
 
 @functools.cache
@@ -88,7 +100,7 @@ def torch_pipeline(kind: str, folder: Path) -> Any:
 
 def net_config(kind: str) -> dict[str, Any]:
     """Of a tiny ControlNet whose control pictures have twice the size of the latents, as the autoencoder here."""
-    config = CONTROLNETS[kind] | {"conditioning_embedding_out_channels": [8, 12]}
+    config = CONTROLNETS[kind] | SHALLOW | {"conditioning_embedding_out_channels": [8, 12]}
     return config | ({"cross_attention_dim": 32} if kind == "sdxl" else {})
 
 

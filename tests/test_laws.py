@@ -116,7 +116,7 @@ def test_without_guidance_the_network_gets_half_the_rows(models, monkeypatch, sm
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["sd1", "sd1-inpaint"])
+@pytest.mark.parametrize("kind", ["sd1"])
 def test_the_order_of_controls_does_not_matter(kind, models):
     """All of the table at once, and backwards, so that every two of them change places: but for those that move the
     latents by gradients, each of which sees what the one before it has made of them."""

@@ -32,7 +32,7 @@ NAMES = {"sd1": "StableDiffusion", "sd2": "StableDiffusion", "sdxl": "StableDiff
 @pytest.mark.parity
 @pytest.mark.slow
 @pytest.mark.parametrize(("kind", "layers"), [
-    ("sd1", None), ("sd1", ["down_blocks.0", "up_blocks.1.attentions.2"]), ("sd2", None),
+    ("sd1", None), ("sd1", ["down_blocks.0", "up_blocks.1.attentions.1"]), ("sd2", None),
     ("sdxl", None), ("sdxl", "up_blocks.0.attentions.1"),
 ])  # fmt: skip
 def test_as_the_reference(kind, layers, pair):

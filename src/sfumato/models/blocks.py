@@ -38,11 +38,12 @@ class ResnetBlock(nnx.Module):
 
     def __call__(self, x: Float[Array, "B H W I"], emb: Float[Array, "B M"] | None = None) -> Float[Array, "B H W O"]:
         act = ACTIVATIONS[self.activation]
-        h = self.conv1(act(self.norm1(x)))
+        skip = self.conv_shortcut(x) if hasattr(self, "conv_shortcut") else x
+        h = self.conv1(act(self.norm1(x, skip if skip is not x else None)))
         if emb is not None:
             h = h + self.time_emb_proj(act(emb))[:, None, None]
         h = self.conv2(act(self.norm2(h)))
-        return h + (self.conv_shortcut(x) if hasattr(self, "conv_shortcut") else x)
+        return h + skip
 
 
 class Downsample(nnx.Module):

@@ -94,8 +94,12 @@ class GroupNorm(nnx.Module):
         self.scale = parameter(rngs, (channels,), nnx.initializers.ones)
         self.bias = parameter(rngs, (channels,), nnx.initializers.zeros)
 
-    def __call__(self, x: Float[Array, "B *space C"]) -> Float[Array, "B *space C"]:
-        return kernels.group_norm(x, self.scale[...], self.bias[...], self.groups, self.epsilon)
+    def __call__(
+        self, x: Float[Array, "B *space C"], last: Float[Array, "*other"] | None = None
+    ) -> Float[Array, "B *space C"]:
+        """Once `last` is there, with which `x` has been used for the last time: the result can take its memory."""
+        scale = self.scale[...] if last is None else kernels.after(last, self.scale[...])
+        return kernels.group_norm(x, scale, self.bias[...], self.groups, self.epsilon)
 
 
 class Identity(nnx.Module):

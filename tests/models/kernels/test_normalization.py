@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from sfumato.models import kernels
+from sfumato.models.kernels import normalization
 
 
 def plain(x, scale, bias, groups, epsilon):
@@ -35,8 +36,10 @@ def test_values_and_gradients(shape, groups):
         np.testing.assert_allclose(found, expected, atol=2e-5 * np.abs(expected).max())
 
 
-def test_bfloat16_is_summed_up_in_float32():
+@pytest.mark.parametrize("many", [0, normalization.MANY], ids=["by line", "at once"])
+def test_bfloat16_is_summed_up_in_float32(many, monkeypatch):
     """Far from zero, where sums in bfloat16 would lose everything; each gradient has the type of what it is of."""
+    monkeypatch.setattr(normalization, "MANY", many)
     x, scale, bias, gradient = example((2, 32, 32, 16))
     x = x.astype(jnp.bfloat16) + jnp.bfloat16(5)
     kinds = x.dtype, scale.dtype, jnp.bfloat16
@@ -48,3 +51,22 @@ def test_bfloat16_is_summed_up_in_float32():
     for one, other in zip((out, *found), (wanted, *back_wanted(gradient)), strict=True):
         one, other = np.asarray(one, np.float32), np.asarray(other)
         assert np.sqrt(np.square(one - other).mean()) < 1e-2 * np.sqrt(np.square(other).mean())
+
+
+def test_line_by_line_is_at_once():
+    x = example((2, 5, 7, 8))[0].astype(jnp.bfloat16)
+    ways = normalization._moments_by_line, normalization._moments
+    for one, other in zip(*(way(x, 4) for way in ways), strict=True):
+        assert one.shape == other.shape == (2, 1, 8)
+        np.testing.assert_allclose(one, other, rtol=1e-6)
+
+
+def test_a_large_picture_of_half_precision_is_not_widened():
+    """What would be its largest array, an autoencoder holds only as long as it takes to read a line."""
+    x, weight = jax.ShapeDtypeStruct((1, 256, 256, 32), jnp.bfloat16), jax.ShapeDtypeStruct((32,), jnp.bfloat16)
+
+    def of(x, scale, bias):
+        return kernels.group_norm(x + 1, scale, bias, 4, 1e-5)
+
+    used = jax.jit(of).lower(x, weight, weight).compile().memory_analysis().temp_size_in_bytes
+    assert used < 1.1 * 2 * x.size * x.dtype.itemsize

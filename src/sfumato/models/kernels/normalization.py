@@ -2,26 +2,81 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
+
+import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
+
+from sfumato.models.kernels.mesh import divided
+from sfumato.models.kernels.packed import packed, unpacked
+
+Moments = tuple[Float[Array, "B *ones C"], Float[Array, "B *ones C"]]
+"""Mean and variance of the group of each channel."""
+
+MANY = 2**15
+"""Places of a picture of half precision from which on a processor sums it up line by line: in one go the compiler keeps
+a copy of it in float32, which is the largest array of the autoencoder's last layers."""
 
 
 def group_norm(
     x: Float[Array, "B *space C"], scale: Float[Array, " C"], bias: Float[Array, " C"], groups: int, epsilon: float
 ) -> Float[Array, "B *space C"]:
-    """Group normalization (arXiv:1803.08494, eq. 1) over space and the channels of a group, in float32 or better.
+    """Group normalization (arXiv:1803.08494, eq. 1) over space and the channels of a group, in float32 or better."""
+    batch, channels = x.shape[0], x.shape[-1]
+    large = x.ndim == 4 and x.shape[1] * x.shape[2] >= MANY and x.dtype.itemsize == 2 and not divided()
+    mean, variance = (_on_processor if large else _moments)(x, groups)
+    y = x.reshape(batch, -1, channels).astype(mean.dtype) - mean
+    y = y * (lax.rsqrt(variance + epsilon) * scale.astype(y.dtype)) + bias.astype(y.dtype)
+    return y.reshape(x.shape).astype(x.dtype)
+
+
+def _moments(x: Float[Array, "B *space C"], groups: int) -> Moments:
+    y = x.reshape(x.shape[0], -1, x.shape[-1]).astype(jnp.promote_types(x.dtype, jnp.float32))
+    mean = _grouped(y.mean(1), groups)
+    return mean, _grouped(((y - mean) ** 2).mean(1), groups)
+
+
+def _moments_by_line(x: Float[Array, "B H W C"], groups: int) -> Moments:
+    lines, wide = packed(x), jnp.promote_types(x.dtype, jnp.float32)
+
+    def mean(value: Callable[[Float[Array, "B W C"]], Float[Array, "B W C"]]) -> Float[Array, "B 1 C"]:
+        def add(number: Array, total: Float[Array, "B C"]) -> Float[Array, "B C"]:
+            line = unpacked(lax.dynamic_index_in_dim(lines, number, 1, keepdims=False), x.dtype)
+            return total + value(line.astype(wide)).sum(1)
+
+        total = lax.fori_loop(0, x.shape[1], add, jnp.zeros((x.shape[0], x.shape[3]), wide))
+        return _grouped(total / (x.shape[1] * x.shape[2]), groups)
+
+    center = mean(lambda line: line)
+    return center, mean(lambda line: (line - center) ** 2)
+
+
+def _grouped(means: Float[Array, "B C"], groups: int) -> Float[Array, "B 1 C"]:
+    """The means of groups, for each of their channels, from those of channels.
 
     Each mean is taken over space first and then over the channels of a group: in this order the compiler needs no
-    second copy of `x`, which matters for the gigabytes of the autoencoder's last layers.
+    second copy of what they are of.
     """
-    batch, channels = x.shape[0], x.shape[-1]
-    y = x.astype(jnp.promote_types(x.dtype, jnp.float32)).reshape(batch, -1, channels)
+    batch, channels = means.shape
+    return means.reshape(batch, groups, -1).mean(-1).repeat(channels // groups, axis=-1)[:, None]
 
-    def mean(values: Float[Array, "B S C"]) -> Float[Array, "B 1 C"]:
-        means = values.mean(1).reshape(batch, groups, -1).mean(-1)
-        return means.repeat(channels // groups, axis=-1)[:, None]
 
-    y = y - mean(y)
-    y = y * (lax.rsqrt(mean(y**2) + epsilon) * scale.astype(y.dtype)) + bias.astype(y.dtype)
-    return y.reshape(x.shape).astype(x.dtype)
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def _on_processor(x: Float[Array, "B H W C"], groups: int) -> Moments:
+    """By line on a processor, with the gradients of `_moments`."""
+    by_line, at_once = (functools.partial(form, groups=groups) for form in (_moments_by_line, _moments))
+    return lax.platform_dependent(x, cpu=by_line, default=at_once)
+
+
+def _forward(x: Float[Array, "B H W C"], groups: int) -> tuple[Moments, Array]:
+    return _on_processor(x, groups), x
+
+
+def _backward(groups: int, x: Float[Array, "B H W C"], gradient: Moments) -> tuple[Array]:
+    return jax.vjp(functools.partial(_moments, groups=groups), x)[1](gradient)
+
+
+_on_processor.defvjp(_forward, _backward)

@@ -16,9 +16,10 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Shaped
 
 from sfumato.models.kernels.order import after
+from sfumato.models.kernels.packed import packed, unpacked
 
 Matrix = tuple[tuple[float, ...], ...]
 Parts = Any
@@ -73,30 +74,29 @@ def convolve(
     blocks = -(-down // max(1, min(down, tiles // across)))
     rows = -(-down // blocks)
     several = _divisor(batch, tiles // (down * across)) if blocks == 1 else 1
-    # A block is filled up with zeros when it has been cut out: no copy of the whole picture is made for them. As whole
-    # numbers, because the compiler would keep what is cut out of bfloat16 in float32.
-    bits = lax.bitcast_convert_type(x, jnp.uint16) if x.dtype.itemsize == 2 else x
+    # A block is filled up with zeros when it has been cut out: no copy of the whole picture is made for them.
+    picture = packed(x)
     size, high = rows * m + 2, min(rows * m + 2, height)
     edges = ((0, 0), (1, blocks * rows * m + 1 - height), (1, across * m + 1 - width), (0, 0))
     kernel = after(x, kernel).reshape(9, *kernel.shape[2:])
     moved = _narrow(changed(form.kernel, kernel, form.sums), x.dtype)
 
-    def one(number: Array, out: Float[Array, "B h w O"]) -> Float[Array, "B h w O"]:
+    def one(number: Array, out: Shaped[Array, "B h w O"]) -> Shaped[Array, "B h w O"]:
         at = (number // blocks * several, number % blocks * (rows * m), 0, 0)
         top = jnp.clip(at[1] - 1, 0, height - high)
-        part = jnp.pad(lax.dynamic_slice(bits, (at[0], top, 0, 0), (several, high, width, channels)), edges)
-        part = lax.bitcast_convert_type(lax.dynamic_slice_in_dim(part, at[1] - top, size, axis=1), x.dtype)
+        part = jnp.pad(lax.dynamic_slice(picture, (at[0], top, 0, 0), (several, high, width, channels)), edges)
+        part = unpacked(lax.dynamic_slice_in_dim(part, at[1] - top, size, axis=1), x.dtype)
         lines = [part[:, i : i + (rows - 1) * m + 1 : m] for i in range(m + 2)]
         grid = [line[:, :, i : i + (across - 1) * m + 1 : m].reshape(-1, channels)
                 for line in lines for i in range(m + 2)]  # fmt: skip
         products = multiplied(_narrow(changed(form.data, grid, form.sums), x.dtype), moved)
         made = _stacked(_narrow(changed(form.back, products, form.sums), x.dtype))
         made = made.reshape(m, m, several, rows, across, -1).transpose(2, 3, 0, 4, 1, 5)
-        return lax.dynamic_update_slice(out, made.reshape(several, rows * m, across * m, -1), at)
+        return lax.dynamic_update_slice(out, packed(made.reshape(several, rows * m, across * m, -1)), at)
 
     # A place for each layer's results: of equal zeros the compiler would make one, and keep it for copies.
-    out = after(x, jnp.zeros((batch, blocks * rows * m, across * m, kernel.shape[-1]), x.dtype))
-    return lax.fori_loop(0, batch // several * blocks, one, out)[:, :height, :width]
+    out = after(x, jnp.zeros((batch, blocks * rows * m, across * m, kernel.shape[-1]), picture.dtype))
+    return unpacked(lax.fori_loop(0, batch // several * blocks, one, out)[:, :height, :width], x.dtype)
 
 
 def changed(matrix: Matrix, parts: Parts, sums: bool) -> Parts:
