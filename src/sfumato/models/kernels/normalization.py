@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -27,7 +28,7 @@ def group_norm(
     """Group normalization (arXiv:1803.08494, eq. 1) over space and the channels of a group, in float32 or better."""
     batch, channels = x.shape[0], x.shape[-1]
     large = x.ndim == 4 and x.shape[1] * x.shape[2] >= MANY and x.dtype.itemsize == 2 and not divided()
-    moments: Callable[..., Moments] = _on_processor if large else _moments
+    moments: Any = _on_processor if large else _moments
     mean, variance = moments(x, groups)
     y = x.reshape(batch, -1, channels).astype(mean.dtype) - mean
     y = y * (lax.rsqrt(variance + epsilon) * scale.astype(y.dtype)) + bias.astype(y.dtype)
