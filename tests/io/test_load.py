@@ -21,7 +21,7 @@ from sfumato.model import check_fits
 from models.test_unet import inputs, run, run_torch
 from models.tiny import CONTROLNETS
 from oracle import assert_close, from_torch, seeded, to_torch
-from pipelines import KINDS
+from pipelines import KINDS, net_config
 
 
 def family(kind: str) -> str:
@@ -245,7 +245,7 @@ def test_a_controlnet_of_another_family_is_refused(saved, tmp_path):
     from diffusers import ControlNetModel
 
     folder, _ = saved("sdxl")
-    ControlNetModel(**CONTROLNETS["sd1"]).save_pretrained(tmp_path / "net")
+    ControlNetModel(**net_config("sd1")).save_pretrained(tmp_path / "net")
     net, model = sfumato.load_controlnet(tmp_path / "net"), sfumato.load(folder)
     with pytest.raises(sfumato.MismatchError, match=r"made for Stable Diffusion 1\.x .* is Stable Diffusion XL"):
         check_fits(net, model)
