@@ -6,6 +6,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
+from sfumato.models.kernels.normalization import MANY
 from sfumato.models.layers import ACTIVATIONS, GroupNorm, conv, linear
 
 
@@ -39,7 +40,9 @@ class ResnetBlock(nnx.Module):
     def __call__(self, x: Float[Array, "B H W I"], emb: Float[Array, "B M"] | None = None) -> Float[Array, "B H W O"]:
         act = ACTIVATIONS[self.activation]
         skip = self.conv_shortcut(x) if hasattr(self, "conv_shortcut") else x
-        h = self.conv1(act(self.norm1(x, skip if skip is not x else None)))
+        # Of large pictures alone: it saves a copy of them, and a training step of small ones takes longer.
+        last = skip if skip is not x and x.shape[1] * x.shape[2] >= MANY else None
+        h = self.conv1(act(self.norm1(x, last)))
         if emb is not None:
             h = h + self.time_emb_proj(act(emb))[:, None, None]
         h = self.conv2(act(self.norm2(h)))

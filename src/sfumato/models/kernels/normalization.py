@@ -18,8 +18,8 @@ Moments = tuple[Float[Array, "B *ones C"], Float[Array, "B *ones C"]]
 """Mean and variance of the group of each channel."""
 
 MANY = 2**15
-"""Places of a picture of half precision from which on a processor sums it up line by line: in one go the compiler keeps
-a copy of it in float32, which is the largest array of the autoencoder's last layers."""
+"""Places from which on a picture is large. One of half precision a processor sums up line by line: in one go the
+compiler keeps a copy of it in float32, which is the largest array of the autoencoder's last layers."""
 
 
 def group_norm(
