@@ -1,11 +1,14 @@
 """Seconds and results of sfumato against diffusers on torch, turn by turn in one process.
 
     python benchmarks/against_torch.py unet [--family sd15|sdxl] [--dtype bfloat16] [--size 64] [--runs 5] [--compile]
+    python benchmarks/against_torch.py unet --dtype bfloat16 --torch-dtype float32
     python benchmarks/against_torch.py unet --peak
 
 Both have the same random weights and the same inputs, so that the results are compared, too: the difference is given in
 parts of the deviation of what torch computes in float32's place. torch runs in channels_last; with --compile it is also
-compiled, and the better of the two counts. Prints medians, the spread, and the ratio sfumato / torch.
+compiled, and the better of the two counts. A processor without instructions for bfloat16 may be far slower in it with
+torch than in float32; --torch-dtype sets sfumato against torch's better type. Prints medians, the spread, and the ratio
+sfumato / torch.
 """
 
 from __future__ import annotations
@@ -71,8 +74,8 @@ def module(kind: Any, config: dict[str, Any], dtype: str) -> torch.nn.Module:
     return made.to(memory_format=torch.channels_last)
 
 
-def twin(network: Any, config: Any, theirs: torch.nn.Module) -> Any:
-    """Our network with the weights of a torch module."""
+def twin(network: Any, config: Any, theirs: torch.nn.Module, dtype: str) -> Any:
+    """Our network with the weights of a torch module, in `dtype`."""
     from sfumato.io.fill import fill
     from sfumato.io.tensors import LazyTensor
     from sfumato.models.layers import abstract
@@ -80,7 +83,6 @@ def twin(network: Any, config: Any, theirs: torch.nn.Module) -> Any:
     def lazy(value: torch.Tensor) -> LazyTensor:
         return LazyTensor(tuple(value.shape), np.dtype("float32"), lambda: value.float().contiguous().numpy())
 
-    dtype = str(next(theirs.parameters()).dtype).removeprefix("torch.")
     return fill(abstract(network, config), {key: lazy(each) for key, each in theirs.state_dict().items()}, dtype=dtype)
 
 
@@ -104,8 +106,8 @@ def unet(args: argparse.Namespace, controlled: bool = False) -> Pair:
     from sfumato.types import Conditioning
 
     config, rng = UNETS[args.family], np.random.default_rng(0)
-    theirs = module(UNet2DConditionModel, config, args.dtype)
-    ours = twin(UNet, from_dict(UNetConfig, config), theirs)
+    theirs = module(UNet2DConditionModel, config, args.torch_dtype)
+    ours = twin(UNet, from_dict(UNetConfig, config), theirs, args.dtype)
     x = rng.standard_normal((2, args.size, args.size, 4), np.float32)
     context = rng.standard_normal((2, 77, config["cross_attention_dim"]), np.float32)
     added, cond = None, Conditioning(jnp.asarray(context))
@@ -121,8 +123,8 @@ def unet(args: argparse.Namespace, controlled: bool = False) -> Pair:
     net = their_net = picture = None
     if controlled:
         shared = {key: value for key, value in config.items() if key not in ("sample_size", "up_block_types")}
-        their_net = module(ControlNetModel, shared, args.dtype)
-        net = twin(ControlNet, from_dict(ControlNetConfig, shared), their_net)
+        their_net = module(ControlNetModel, shared, args.torch_dtype)
+        net = twin(ControlNet, from_dict(ControlNetConfig, shared), their_net, args.dtype)
         picture = rng.uniform(size=(2, 8 * args.size, 8 * args.size, 3)).astype(np.float32)
 
     @functools.partial(jax.jit, compiler_options=compiler.options())
@@ -131,7 +133,7 @@ def unet(args: argparse.Namespace, controlled: bool = False) -> Pair:
             seen = dc.replace(seen, residuals=net.residuals(x, jnp.float32(500), seen, hint))
         return ours(x, jnp.float32(500), seen).eps
 
-    x_torch, shown = first(x, args.dtype), None if picture is None else first(picture, args.dtype)
+    x_torch, shown = first(x, args.torch_dtype), None if picture is None else first(picture, args.torch_dtype)
 
     def reference(network: Any, controlnet: Any) -> torch.Tensor:
         more = {}
@@ -165,11 +167,12 @@ def decode(args: argparse.Namespace) -> Pair:
     from sfumato.models.config import from_dict
     from sfumato.models.vae import AutoencoderKL, VAEConfig
 
-    theirs = module(Theirs, VAE, args.dtype)
-    ours = twin(AutoencoderKL, from_dict(VAEConfig, VAE | {"force_upcast": False, "scaling_factor": 1.0}), theirs)
+    theirs = module(Theirs, VAE, args.torch_dtype)
+    config = from_dict(VAEConfig, VAE | {"force_upcast": False, "scaling_factor": 1.0})
+    ours = twin(AutoencoderKL, config, theirs, args.dtype)
     x = np.random.default_rng(0).standard_normal((1, args.size, args.size, 4), np.float32)
     run = jax.jit(lambda vae, x: vae.decode(x), compiler_options=compiler.options())
-    latents, at = first(x, args.dtype), jnp.asarray(x, args.dtype)
+    latents, at = first(x, args.torch_dtype), jnp.asarray(x, args.dtype)
     compiled = torch.compile(theirs.decode) if args.compile else None
     return Pair(
         lambda: run(ours, at), lambda: last(theirs.decode(latents).sample),
@@ -187,7 +190,7 @@ def generate(args: argparse.Namespace) -> Pair:
     with tempfile.TemporaryDirectory() as folder:
         make(Path(folder), args.dtype)
         pipeline = diffusers.StableDiffusionPipeline.from_pretrained(
-            folder, torch_dtype=getattr(torch, args.dtype), safety_checker=None
+            folder, torch_dtype=getattr(torch, args.torch_dtype), safety_checker=None
         )
         model = sfumato.load(folder, dtype=args.dtype)
         jax.block_until_ready((model.unet, model.vae))
@@ -204,7 +207,7 @@ def emoji(args: argparse.Namespace) -> Pair:
     from sfumato.embedded import find
 
     pipeline = diffusers.StableDiffusionPipeline.from_pretrained(
-        find("emoji").path, torch_dtype=getattr(torch, args.dtype), safety_checker=None
+        find("emoji").path, torch_dtype=getattr(torch, args.torch_dtype), safety_checker=None
     )
     model = sfumato.load("emoji", dtype=args.dtype)
     return pipelines(pipeline, model, args, steps=model.steps, size=128, channels=8)
@@ -230,7 +233,7 @@ def pipelines(pipeline: Any, model: Any, args: argparse.Namespace, steps: int, s
     settings = {"num_inference_steps": steps, "guidance_scale": model.guidance, "output_type": "np"}
     settings |= {"callback_on_step_end": unguided, "callback_on_step_end_tensor_inputs": ["prompt_embeds"]}
     ours = {"steps": steps, "size": (size, size), "sampler": "ddim"}
-    at = first(noise, args.dtype)
+    at = first(noise, args.torch_dtype)
     return Pair(
         lambda: sfumato.generate(model, prompt, latents=noise, **ours)[0].array[None] / 255.0,
         lambda: torch.from_numpy(
@@ -295,12 +298,14 @@ def main() -> None:
     parser.add_argument("case", choices=CASES)
     parser.add_argument("--family", choices=UNETS, default="sd15")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="bfloat16")
+    parser.add_argument("--torch-dtype", choices=("float32", "bfloat16"), help="torch's, if not the same")
     parser.add_argument("--size", type=int, default=64, help="of the latents")
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--peak", action="store_true", help="the peak of memory instead of seconds")
     parser.add_argument("--side", choices=("ours", "theirs"), help=argparse.SUPPRESS)
     args = parser.parse_args()
+    args.torch_dtype = args.torch_dtype or args.dtype
     if args.side:
         print(json.dumps(peak(CASES[args.case](args), args.side)))
         return
@@ -311,7 +316,8 @@ def main() -> None:
         print(json.dumps({**vars(args), **found}))
         return
     found = compare(CASES[args.case](args), args.runs)
-    what = f"{args.case} {args.family if args.case != 'emoji' else ''} {args.dtype}"
+    types = args.dtype if args.dtype == args.torch_dtype else f"{args.dtype} (torch {args.torch_dtype})"
+    what = f"{args.case} {args.family if args.case != 'emoji' else ''} {types}"
     print(f"{what:32} {found['ratio']:.2f} x torch: {found['ours, s']:.2f} s; results {found['off']:.1e} apart")
     print(json.dumps({**vars(args), "cores": os.cpu_count(), **found}))
 

@@ -166,8 +166,11 @@ def analysed(row: Row) -> dict[str, float]:
     """Bytes for each device, and what the compiler took."""
     import resource
 
+    from sfumato.models.kernels.table import Table, using
+
     start = time.perf_counter()
-    program, laid = lowered(row)
+    with using(Table()):  # whatever this processor takes
+        program, laid = lowered(row)
     analysis = program.compile().memory_analysis()
     assert analysis is not None, "this backend does not tell"
     return {

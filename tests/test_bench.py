@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses as dc
 import json
 
 import pytest
@@ -11,7 +12,7 @@ from sfumato.bench import Figures, Times, bench, tuned
 from sfumato.cli import app
 from sfumato.cli.bench import table
 from sfumato.errors import SfumatoError
-from sfumato.models.kernels.table import Table
+from sfumato.models.kernels.table import usual
 
 
 @pytest.fixture(scope="module")
@@ -40,8 +41,6 @@ def test_the_record_says_what_was_measured_and_where(figures):
 
 
 def test_the_table_has_medians_and_spreads(figures):
-    import dataclasses as dc
-
     text = table(dc.replace(figures, whole=Times((2.0, 1.0, 4.0)), sampled=Times((1.0,) * 3)))
     assert "2.000 s  (1.000 to 4.000)" in text
     assert "2 pictures of 128x128, 2 steps" in text
@@ -55,9 +54,7 @@ def test_the_table_has_medians_and_spreads(figures):
     ({}, "kernels tuned: nothing to change"),
 ])  # fmt: skip
 def test_it_says_whether_the_kernels_are_tuned(figures, monkeypatch, changes, said):
-    import dataclasses as dc
-
-    monkeypatch.setattr("sfumato.bench.measured", lambda: Table(**changes))
+    monkeypatch.setattr("sfumato.bench.measured", lambda: dc.replace(usual(), **changes))
     assert tuned() == changes
     program = {**figures.program, "tuned": tuned()}
     assert said in table(dc.replace(figures, program=program)).splitlines()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses as dc
 import functools
 import json
 
@@ -13,7 +14,7 @@ from typer.testing import CliRunner
 import sfumato.tune as place
 from sfumato.cli import app
 from sfumato.errors import SfumatoError
-from sfumato.models.kernels.table import NEVER, VALUES, Table, in_use, measured, read, using
+from sfumato.models.kernels.table import NEVER, VALUES, Table, in_use, measured, read, using, usual
 from sfumato.tune import ITEMS, Item, attention, choose, convolutions, feed_forward, tune
 
 
@@ -97,7 +98,7 @@ def test_each_is_chosen_with_those_before_it_and_all_are_kept(file):
     assert lines == ["1 of 2: the rows", "2 of 2: the query_block"]
     assert [(choice.number, choice.after) for choice in choices] == [("rows", 128), ("query_block", 256)]
     assert path == file
-    assert read(path) == measured() == Table(rows=128, query_block=256)
+    assert read(path) == measured() == dc.replace(usual(), rows=128, query_block=256)
     assert [each.name for each in file.parent.iterdir()] == [file.name]
 
 
@@ -105,7 +106,7 @@ def test_what_an_earlier_time_found_is_no_part_of_the_next(file):
     tune([item("rows")], clock=Clock({128: 50.0}))
     assert in_use().rows == 128
     assert tune([item("rows")], clock=Clock({}))[0][0].before == 512
-    assert read(file) == Table()
+    assert read(file) == usual()
 
 
 def test_without_a_place_nothing_is_measured(monkeypatch):
@@ -161,9 +162,10 @@ def test_the_command_measures_prints_and_keeps(tiny):
     assert done.stderr.splitlines() == [f"{number} of {count}: {each.name}" for number, each in enumerate(ITEMS, 1)]
     lines = done.stdout.splitlines()
     assert lines[0].split() == ["before", "after", "ratio"]
-    assert [line.split()[-3:] for line in lines[1:3]] == [["0", "0", "1.00"], ["512", "512", "1.00"]]
+    wide = str(usual().bfloat16_wide)
+    assert [line.split()[-3:] for line in lines[1:3]] == [[wide, wide, "1.00"], ["512", "512", "1.00"]]
     assert lines[-1] == f"Kept in {tiny}, which later runs read; to go back, delete it."
-    assert read(tiny) == Table()
+    assert read(tiny) == usual()
 
 
 def test_never_is_a_word(tiny):

@@ -14,7 +14,7 @@ import jax
 import sfumato
 from sfumato.errors import SfumatoError
 from sfumato.machine import machine
-from sfumato.models.kernels.table import Table, measured
+from sfumato.models.kernels.table import measured, usual
 from sfumato.plan import size_of
 from sfumato.run import decode, tiling
 
@@ -112,7 +112,7 @@ def tuned() -> dict[str, int] | None:
     table = measured()
     if table is None:
         return None
-    return {name: number for name, number in dc.asdict(table).items() if number != getattr(Table(), name)}
+    return {name: number for name, number in dc.asdict(table).items() if number != getattr(usual(), name)}
 
 
 def memory() -> dict[str, int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import platform
 import sys
@@ -24,7 +25,17 @@ def machine() -> dict[str, Any]:
 
 def _processor() -> str:
     """Its name, as far as the system tells."""
+    return _told("model name") or platform.processor() or platform.machine()
+
+
+@functools.cache
+def features() -> frozenset[str]:
+    """The instructions the processor has beyond the common ones, by Linux's names for those of x86; empty elsewhere."""
+    return frozenset(_told("flags").split())
+
+
+def _told(name: str) -> str:
+    """What Linux says of the first core; empty if it does not."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.is_file() else []
-    named = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return named[0] if named else platform.processor() or platform.machine()
+    return next((line.partition(":")[2].strip() for line in lines if line.partition(":")[0].strip() == name), "")

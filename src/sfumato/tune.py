@@ -20,7 +20,7 @@ from sfumato.image import write_atomically
 from sfumato.models import kernels
 from sfumato.models.attention import FeedForward
 from sfumato.models.kernels.convolution import LAST, SAME
-from sfumato.models.kernels.table import VALUES, Table, place, using, written
+from sfumato.models.kernels.table import VALUES, Table, place, using, usual, written
 
 MARGIN = 0.03
 """The share of its time that another value must save: below it, the package's stays."""
@@ -77,7 +77,7 @@ def tune(
             f"What is tuned are kernels for processors, and jax computes on a {jax.default_backend()} here; "
             "JAX_PLATFORMS=cpu chooses the processor."
         )
-    table, choices = Table(), []
+    table, choices = usual(), []
     items = ITEMS if items is None else items
     for done, item in enumerate(items, 1):
         watch(f"{done} of {len(items)}: {item.name}")
@@ -171,9 +171,13 @@ def _works(make: Callable[..., Any], sizes: Sequence[tuple[int, ...]], *dtypes: 
     return tuple(functools.partial(make, *size, dtype) for dtype in dtypes for size in sizes)
 
 
-# Sizes of Stable Diffusion 1.5 at 512 x 512, both rows of its guidance at once; few channels are those of autoencoders.
+# Sizes of Stable Diffusion 1.5 at 512 x 512, both rows of its guidance at once, or one; many places and few channels
+# are those of autoencoders.
 BOTH = ("float32", "bfloat16")
 LEVELS = ((2, 64, 320), (2, 32, 640), (2, 16, 1280))
+FEW = ((2, 8, 1280), (1, 16, 1280), (2, 16, 1280))
+HALF = (1, 64, 320)
+MANY = (1, 128, 256)
 NARROW = ((1, 128, 64), (1, 128, 96), (1, 128, 128))
 
 ITEMS = (
@@ -183,8 +187,9 @@ ITEMS = (
          _works(attention, ((4096, 8, 40), (1024, 8, 80)), *BOTH)),
     Item("rows", "places of a feed-forward layer at once",
          _works(feed_forward, ((4096, 320), (1024, 640)), *BOTH)),
-    Item("float32_f4", "Winograd F(4x4), float32, from places", _works(convolutions, LEVELS, "float32")),
-    Item("f4_block", "Winograd F(4x4), values at once", _works(convolutions, LEVELS, "float32")),
+    Item("float32_f2", "Winograd F(2x2), float32, from places", _works(convolutions, FEW, "float32")),
+    Item("float32_f4", "Winograd F(4x4), float32, from places", _works(convolutions, (*LEVELS, HALF), "float32")),
+    Item("f4_block", "Winograd F(4x4), values at once", _works(convolutions, (*LEVELS, MANY), "float32")),
     Item("bfloat16_f2", "Winograd F(2x2), bfloat16, from places", _works(convolutions, LEVELS, "bfloat16")),
     Item("f2_block", "Winograd F(2x2), values at once", _works(convolutions, LEVELS, "bfloat16")),
     Item("bfloat16_f2_few", "the same in large blocks, from places", _works(convolutions, LEVELS, "bfloat16")),

@@ -12,6 +12,7 @@ import pytest
 from sfumato import compiler
 from sfumato.models.kernels import convolution, winograd
 from sfumato.models.kernels.convolution import LAST, conv_general_dilated, form, native, taps
+from sfumato.models.kernels.table import EIGHT_AT_ONCE, Table, using
 
 FORMS = {"taps": taps} | {
     f"F{each.m}, {block}": functools.partial(winograd.convolve, form=each, block=block)
@@ -44,9 +45,16 @@ def test_a_form_is_the_convolution(name, shape):
     assert gap(found, native(x, kernel)) < BOUNDS["float32"]
 
 
+@pytest.fixture(params=[0, 1], ids=["narrow", "wide"])
+def wide(request):
+    """With bfloat16 multiplied as it is, and as float32."""
+    with using(Table(bfloat16_wide=request.param)):
+        yield
+
+
 @pytest.mark.parametrize("dtype", BOUNDS)
 @pytest.mark.parametrize("places", [(1, 8, 8), (1, 32, 32), (2, 33, 31)], ids=str)
-def test_what_a_processor_computes_and_its_gradients(monkeypatch, dtype, places):
+def test_what_a_processor_computes_and_its_gradients(monkeypatch, wide, dtype, places):
     """Against the backend's own in float32, whose gradients are those of the other form's, too."""
     monkeypatch.setattr(convolution, "WEIGHTS", dict.fromkeys(BOUNDS, 0))
     x, kernel = example((*places, 96, 128), dtype)
@@ -94,17 +102,28 @@ def point(x, kernel):
     return conv_general_dilated(x, kernel, (1, 1), [(0, 0), (0, 0)], dimension_numbers=LAST)
 
 
+WIDE = Table(bfloat16_wide=1)
+EIGHT = Table(**EIGHT_AT_ONCE)
+
+
+@pytest.mark.parametrize(("table", "side", "dtype", "kind", "block"), [
+    (Table(), 64, "float32", winograd.F4, 2**18), (Table(), 64, "bfloat16", winograd.F2, 2**18),
+    (Table(), 32, "bfloat16", winograd.F2, convolution.FEW), (WIDE, 32, "bfloat16", winograd.F4, 2**18),
+    (EIGHT, 64, "float32", winograd.F4, 2**18), (EIGHT, 32, "float32", winograd.F2, convolution.FEW),
+    (EIGHT, 16, "float32", winograd.F2, convolution.FEW),
+], ids=str)  # fmt: skip
+def test_what_is_filtered_by_which_form(table, side, dtype, kind, block):
+    with using(table):
+        found = form((2, side, side, 320), (3, 3, 320, 320), dtype)
+    assert isinstance(found, functools.partial)
+    assert (found.func, found.keywords) == (winograd.convolve, {"form": kind, "block": block})
+
+
 def test_what_takes_which_form():
     """Few channels, other kernels, other types, and anything that a mesh divides, are left to the backend."""
-    for side, dtype, kind, block in (
-        (64, jnp.float32, winograd.F4, 2**18), (64, jnp.bfloat16, winograd.F2, 2**18),
-        (32, jnp.bfloat16, winograd.F2, convolution.FEW),
-    ):  # fmt: skip
-        found = form((2, side, side, 320), (3, 3, 320, 320), dtype)
-        assert isinstance(found, functools.partial)
-        assert (found.func, found.keywords) == (winograd.convolve, {"form": kind, "block": block})
     for shape, dtype in ((1280, jnp.float32), (1280, jnp.bfloat16), (192, jnp.bfloat16)):
-        found = form((2, 8, 8, shape), (3, 3, shape, shape), dtype)
+        with using(Table()):
+            found = form((2, 8, 8, shape), (3, 3, shape, shape), dtype)
         assert isinstance(found, functools.partial)
         assert found.func is taps
     assert form((2, 8, 8, 192), (3, 3, 192, 192), jnp.float32) is None
@@ -122,8 +141,10 @@ def test_large_pictures_are_not_copied(monkeypatch):
     assert "conv_general_dilated" in program
 
 
-@pytest.mark.parametrize(("dtype", "kind"), [("float32", winograd.F4), ("bfloat16", winograd.F2)], ids=BOUNDS)
-def test_filtering_keeps_no_copy_of_a_picture(dtype, kind):
+@pytest.mark.parametrize(
+    ("dtype", "kind"), [("float32", winograd.F4), ("bfloat16", winograd.F2), ("bfloat16", winograd.F4)], ids=str
+)
+def test_filtering_keeps_no_copy_of_a_picture(wide, dtype, kind):
     """Neither one with zeros around it, nor a place that several layers share, nor bfloat16 as float32."""
     x, kernel = example((1, 256, 256, 96, 96), dtype)
 

@@ -16,8 +16,21 @@ import pytest
 
 from sfumato.errors import FileError
 from sfumato.models import kernels
+from sfumato.models.kernels import table as tables
 from sfumato.models.kernels.convolution import LAST, SAME, native
-from sfumato.models.kernels.table import NEVER, VALUES, Table, in_use, measured, place, read, using, written
+from sfumato.models.kernels.table import (
+    EIGHT_AT_ONCE,
+    NEVER,
+    VALUES,
+    Table,
+    in_use,
+    measured,
+    place,
+    read,
+    using,
+    usual,
+    written,
+)
 
 EVERY = [(name, value) for name, values in VALUES.items() for value in values]
 TUNED = Table(rows=1024, f2_block=2**16, bfloat16_f2_few=NEVER)
@@ -55,7 +68,9 @@ WORKS = {
     "query_block": [(kernels.attention, whole, [(1, 1100, 1, 4), (1, 490, 1, 4), (1, 490, 1, 4)])],
     "rows": [(lambda x: kernels.in_blocks(jnp.sin, x), jnp.sin, [(2, 4096, 2)])],
     "channels": [convolution(34, channels, channels) for channels in (64, 100, 130)],
-    "float32_f4": THRESHOLDS, "bfloat16_f2": THRESHOLDS, "bfloat16_f2_few": THRESHOLDS,
+    "float32_f4": [*THRESHOLDS, convolution(92, 96, 96)],
+    "float32_f2": [convolution(side, 96, 96) for side in (12, 20, 24)],
+    "bfloat16_f2": THRESHOLDS, "bfloat16_f2_few": THRESHOLDS,
     "f4_block": [convolution(66, 1024, 96)], "f2_block": [convolution(66, 512, 96)],
 }  # fmt: skip
 """By number: a kernel, its plain form and shapes, on either side of every threshold and of every size of a block."""
@@ -108,9 +123,21 @@ def test_widened_products_have_no_narrow_one_among_them():
         assert not any("bf16" in line for line in lines)
 
 
-def test_the_values_include_those_of_the_package():
-    assert VALUES.keys() == dc.asdict(Table()).keys()
-    assert all(value in VALUES[name] for name, value in dc.asdict(Table()).items())
+WIDE_TABLE = Table(bfloat16_wide=1)
+EIGHT_WIDE = dc.replace(WIDE_TABLE, **EIGHT_AT_ONCE)
+
+
+@pytest.mark.parametrize(("flags", "table"), [
+    ("", Table()), ("fphp asimdhp bf16", Table()), ("avx2", EIGHT_WIDE), ("avx avx2 avx512f", WIDE_TABLE),
+    ("avx2 avx512f avx512_bf16", Table()),
+])  # fmt: skip
+def test_the_numbers_depend_on_what_the_processor_can_do(monkeypatch, flags, table):
+    monkeypatch.setattr(tables, "features", lambda: frozenset(flags.split()))
+    assert usual() == table
+    assert VALUES.keys() == dc.asdict(table).keys()
+    assert all(value in VALUES[name] for name, value in dc.asdict(table).items())
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert usual() == Table()
 
 
 def test_a_table_holds_inside_only_also_for_what_was_traced_before():
@@ -127,7 +154,7 @@ def test_a_table_holds_inside_only_also_for_what_was_traced_before():
     with pytest.raises(RuntimeError), using(Table(rows=128)):
         raise RuntimeError
     assert call(1) == 512
-    assert in_use() == Table()
+    assert in_use() == usual()
 
 
 @pytest.fixture
@@ -150,11 +177,11 @@ def test_what_is_written_is_in_use(file):
 
 def test_without_a_file_or_a_folder_it_is_the_packages(file, monkeypatch):
     assert measured() is None
-    assert in_use() == Table()
+    assert in_use() == usual()
     monkeypatch.setenv("SFUMATO_CACHE", "off")
     measured.cache_clear()
     assert place() is None
-    assert in_use() == Table()
+    assert in_use() == usual()
 
 
 def test_on_other_devices_it_is_the_packages(file, monkeypatch):
@@ -213,7 +240,7 @@ def test_a_file_that_does_not_fit_is_ignored_with_one_sentence(file, change, why
     assert str(raised.value) == sentence
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        assert [in_use(), in_use()] == [Table(), Table()]
+        assert [in_use(), in_use()] == [usual(), usual()]
     assert [str(each.message) for each in caught] == [sentence]
 
 

@@ -9,13 +9,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
 
 from sfumato.models.kernels import winograd
 from sfumato.models.kernels.mesh import divided
-from sfumato.models.kernels.products import dot_general, widened
+from sfumato.models.kernels.products import dot_general, multiplied_in, widened
 from sfumato.models.kernels.table import Table, in_use
 
 LAST = lax.ConvDimensionNumbers((0, 3, 1, 2), (3, 2, 0, 1), (0, 3, 1, 2))
@@ -45,9 +44,6 @@ def conv_general_dilated(lhs: Array, rhs: Array, window_strides: Sequence[int], 
 
     Those of 1 x 1 are products of matrices; on a processor those of 3 x 3 may take another form.
     """
-    x, kernel = widened(lhs, rhs)
-    if x.dtype != lhs.dtype:
-        return conv_general_dilated(x, kernel, window_strides, padding, **kwargs).astype(lhs.dtype)
     small = math.prod(lhs.shape[:-1]) * max(rhs.shape[2:]) <= LARGEST
     if small and _simple(rhs, kwargs) and not isinstance(padding, str):
         stride, pads = tuple(window_strides), tuple((low, high) for low, high in padding)
@@ -56,14 +52,15 @@ def conv_general_dilated(lhs: Array, rhs: Array, window_strides: Sequence[int], 
         other = form(lhs.shape, rhs.shape, lhs.dtype, stride, pads)
         if other is not None:
             return _on_processor(other, stride, pads)(lhs, rhs.astype(lhs.dtype))
-    return lax.conv_general_dilated(lhs, rhs, window_strides, padding, **kwargs).astype(lhs.dtype)
+    x, kernel = widened(lhs, rhs)
+    return lax.conv_general_dilated(x, kernel, window_strides, padding, **kwargs).astype(lhs.dtype)
 
 
 def form(
     x: Sequence[int], kernel: Sequence[int], dtype: Any, stride: Strides = (1, 1), pads: Pads = SAME
 ) -> Convolution | None:
     """What to compute a convolution of these shapes by on a processor, None for the backend's own."""
-    name, table = np.dtype(dtype).name, in_use()
+    name, table = multiplied_in(dtype).name, in_use()
     if divided() or name not in WEIGHTS or tuple(kernel[:2]) != (3, 3) or min(kernel[2:]) < table.channels:
         return None
     if (stride, pads) == ((1, 1), SAME):
@@ -77,7 +74,7 @@ def _filterings(name: str, table: Table) -> tuple[tuple[int, winograd.Form, int]
     """From how many places of all pictures on which form is the fastest, and in blocks of how many values. Larger tiles
     are too coarse in bfloat16."""
     if name == "float32":
-        return ((table.float32_f4, winograd.F4, table.f4_block),)
+        return (table.float32_f4, winograd.F4, table.f4_block), (table.float32_f2, winograd.F2, FEW)
     return (table.bfloat16_f2, winograd.F2, table.f2_block), (table.bfloat16_f2_few, winograd.F2, FEW)
 
 
@@ -95,6 +92,7 @@ def taps(
     x: Float[Array, "B H W I"], kernel: Float[Array, "3 3 I O"], stride: Strides = (1, 1), pads: Pads = SAME
 ) -> Float[Array, "B h w O"]:
     """A convolution as one product of matrices: each place beside its eight neighbours."""
+    dtype, (x, kernel) = x.dtype, widened(x, kernel)
     padded = jnp.pad(x, ((0, 0), *pads, (0, 0)))
     height, width = ((padded.shape[1 + axis] - 3) // stride[axis] + 1 for axis in (0, 1))
 
@@ -105,14 +103,15 @@ def taps(
     around = jnp.concatenate([shifted(row, column) for row in range(3) for column in range(3)], axis=-1)
     rows = around.reshape(-1, around.shape[-1])
     out = jnp.dot(rows, kernel.reshape(rows.shape[1], -1), preferred_element_type=jnp.float32)
-    return out.reshape(len(x), height, width, -1).astype(x.dtype)
+    return out.reshape(len(x), height, width, -1).astype(dtype)
 
 
 def native(
     x: Float[Array, "B H W I"], kernel: Float[Array, "3 3 I O"], stride: Strides = (1, 1), pads: Pads = SAME
 ) -> Float[Array, "B h w O"]:
     """The same by the backend's own."""
-    return lax.conv_general_dilated(x, kernel, stride, pads, dimension_numbers=LAST)
+    dtype, (x, kernel) = x.dtype, widened(x, kernel)
+    return lax.conv_general_dilated(x, kernel, stride, pads, dimension_numbers=LAST).astype(dtype)
 
 
 def _simple(kernel: Array, settings: Mapping[str, Any]) -> bool:

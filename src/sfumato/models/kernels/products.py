@@ -12,11 +12,16 @@ from jaxtyping import Array
 from sfumato.models.kernels.table import in_use
 
 
+def multiplied_in(dtype: Any) -> jnp.dtype:
+    """The type in which numbers of this one are multiplied: float32 for bfloat16 where the processor multiplies that
+    faster (`Table.bfloat16_wide`)."""
+    wide = jnp.dtype(dtype) == jnp.bfloat16 and in_use().bfloat16_wide
+    return jnp.dtype(jnp.float32 if wide else dtype)
+
+
 def widened(*arrays: Array) -> Sequence[Array]:
-    """The arrays; bfloat16 as float32 where the processor multiplies that faster (`Table.bfloat16_wide`)."""
-    if not in_use().bfloat16_wide:
-        return arrays
-    return tuple(array.astype(jnp.float32) if array.dtype == jnp.bfloat16 else array for array in arrays)
+    """The arrays, each in the type in which it is multiplied."""
+    return tuple(array.astype(multiplied_in(array.dtype)) for array in arrays)
 
 
 def dot_general(lhs: Array, rhs: Array, dimension_numbers: Any, precision: Any = None, **kwargs: Any) -> Array:

@@ -1,8 +1,8 @@
 """The numbers of the kernels that a machine may like otherwise: sizes of blocks, and from where on which form pays.
 
-Those of the package were measured on one machine (benchmarks/NOTES.md). `sfumato bench --tune` measures the values in
-`VALUES` on another and keeps what it finds there in a file of the cache folder, which later processes read. Kernels ask
-`in_use` while they are traced, so the numbers are part of a program and nothing else has to know of them.
+Those of the package were measured on three machines (benchmarks/NOTES.md). `sfumato bench --tune` measures the values
+in `VALUES` on another and keeps what it finds there in a file of the cache folder, which later processes read. Kernels
+ask `in_use` while they are traced, so the numbers are part of a program and nothing else has to know of them.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import jax
 
 from sfumato.cache import cache_folder
 from sfumato.errors import FileError
-from sfumato.machine import machine
+from sfumato.machine import features, machine
 
 FILE = "kernels.json"
 """In the cache folder."""
@@ -49,6 +49,9 @@ class Table:
     """From how many places of all pictures on float32 is filtered by `winograd.F4`."""
     f4_block: int = 2**18
     """About how many values, of all channels, that handles at once, so that they stay in the cache."""
+    float32_f2: int = NEVER
+    """From how many places on, fewer than for that, float32 is filtered by `winograd.F2`, in blocks large enough for
+    the kernel to be read once. With few places the kernel is what takes time, and F4 makes four times as much of it."""
     bfloat16_f2: int = 4096
     """From how many places on bfloat16 is filtered by `winograd.F2`."""
     f2_block: int = 2**18
@@ -57,12 +60,16 @@ class Table:
     """From how many places on it is filtered so in blocks large enough for the kernel to be read once."""
 
 
+EIGHT_AT_ONCE: Mapping[str, int] = {"float32_f4": 8192, "float32_f2": 256}
+"""What is faster on an x86 without AVX-512."""
+
 PLACES = (256, 1024, 4096, NEVER)
 
 VALUES: Mapping[str, tuple[int, ...]] = {
     "bfloat16_wide": (0, 1), "query_block": (128, 256, 512, 1024), "rows": (128, 256, 512, 1024, 2048),
     "channels": (64, 96, 128, 192),
-    "float32_f4": PLACES, "f4_block": (2**15, 2**16, 2**17, 2**18),
+    "float32_f2": (128, 256, 512, NEVER), "float32_f4": (256, 1024, 4096, 8192, NEVER),
+    "f4_block": (2**15, 2**16, 2**17, 2**18),
     "bfloat16_f2": PLACES, "f2_block": (2**16, 2**17, 2**18, 2**19), "bfloat16_f2_few": PLACES,
 }  # fmt: skip
 """What each number may be: with each of these the kernels are tested, and no file brings in another."""
@@ -77,7 +84,17 @@ def using(table: Table) -> AbstractContextManager[None]:
 
 def in_use() -> Table:
     """The table that kernels keep to: that of `using`, otherwise what was measured here, otherwise the package's."""
-    return _chosen.value or measured() or Table()
+    return _chosen.value or measured() or usual()
+
+
+def usual() -> Table:
+    """The package's numbers for this processor, as far as they are known to depend on it (benchmarks/NOTES.md): whether
+    it has instructions for bfloat16, and for 16 float32 at once. Nothing was measured on others than x86."""
+    known = features() if jax.default_backend() == "cpu" else frozenset()
+    if "avx2" not in known:
+        return Table()
+    table = Table(bfloat16_wide=int("avx512_bf16" not in known))
+    return table if "avx512f" in known else dc.replace(table, **EIGHT_AT_ONCE)
 
 
 @functools.cache

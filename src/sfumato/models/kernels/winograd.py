@@ -20,6 +20,7 @@ from jaxtyping import Array, Float, Shaped
 
 from sfumato.models.kernels.order import after
 from sfumato.models.kernels.packed import packed, unpacked
+from sfumato.models.kernels.products import multiplied_in
 
 Matrix = tuple[tuple[float, ...], ...]
 Parts = Any
@@ -40,7 +41,7 @@ class Form:
     """The same for the products (A^T)."""
     sums: bool
     """Change the basis by sums of few parts, and multiply matrix by matrix; otherwise do each as one large product:
-    with 36 parts the sums take longer than they save."""
+    with 36 parts the sums take longer than they save, or the compiler does."""
 
 
 F2 = Form(
@@ -79,7 +80,8 @@ def convolve(
     size, high = rows * m + 2, min(rows * m + 2, height)
     edges = ((0, 0), (1, blocks * rows * m + 1 - height), (1, across * m + 1 - width), (0, 0))
     kernel = after(x, kernel).reshape(9, *kernel.shape[2:])
-    moved = _narrow(changed(form.kernel, kernel, form.sums), x.dtype)
+    within = multiplied_in(x.dtype)
+    moved = _narrow(changed(form.kernel, kernel, form.sums), within)
 
     def one(number: Array, out: Shaped[Array, "B h w O"]) -> Shaped[Array, "B h w O"]:
         at = (number // blocks * several, number % blocks * (rows * m), 0, 0)
@@ -89,7 +91,7 @@ def convolve(
         lines = [part[:, i : i + (rows - 1) * m + 1 : m] for i in range(m + 2)]
         grid = [line[:, :, i : i + (across - 1) * m + 1 : m].reshape(-1, channels)
                 for line in lines for i in range(m + 2)]  # fmt: skip
-        products = multiplied(_narrow(changed(form.data, grid, form.sums), x.dtype), moved)
+        products = multiplied(_narrow(changed(form.data, grid, form.sums), within), moved)
         made = _stacked(_narrow(changed(form.back, products, form.sums), x.dtype))
         made = made.reshape(m, m, several, rows, across, -1).transpose(2, 3, 0, 4, 1, 5)
         return lax.dynamic_update_slice(out, packed(made.reshape(several, rows * m, across * m, -1)), at)
