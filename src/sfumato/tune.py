@@ -176,7 +176,6 @@ def _works(make: Callable[..., Any], sizes: Sequence[tuple[int, ...]], *dtypes: 
 BOTH = ("float32", "bfloat16")
 LEVELS = ((2, 64, 320), (2, 32, 640), (2, 16, 1280))
 FEW = ((2, 8, 1280), (1, 16, 1280), (2, 16, 1280))
-HALF = (1, 64, 320)
 MANY = (1, 128, 256)
 NARROW = ((1, 128, 64), (1, 128, 96), (1, 128, 128))
 
@@ -187,9 +186,9 @@ ITEMS = (
          _works(attention, ((4096, 8, 40), (1024, 8, 80)), *BOTH)),
     Item("rows", "places of a feed-forward layer at once",
          _works(feed_forward, ((4096, 320), (1024, 640)), *BOTH)),
-    Item("float32_f2", "Winograd F(2x2), float32, from places", _works(convolutions, FEW, "float32")),
-    Item("float32_f4", "Winograd F(4x4), float32, from places", _works(convolutions, (*LEVELS, HALF), "float32")),
+    Item("float32_f4", "Winograd F(4x4), float32, from places", _works(convolutions, LEVELS, "float32")),
     Item("f4_block", "Winograd F(4x4), values at once", _works(convolutions, (*LEVELS, MANY), "float32")),
+    Item("float32_f2", "Winograd F(2x2), float32, from places", _works(convolutions, FEW, "float32")),
     Item("bfloat16_f2", "Winograd F(2x2), bfloat16, from places", _works(convolutions, LEVELS, "bfloat16")),
     Item("f2_block", "Winograd F(2x2), values at once", _works(convolutions, LEVELS, "bfloat16")),
     Item("bfloat16_f2_few", "the same in large blocks, from places", _works(convolutions, LEVELS, "bfloat16")),

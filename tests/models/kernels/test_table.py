@@ -68,8 +68,8 @@ WORKS = {
     "query_block": [(kernels.attention, whole, [(1, 1100, 1, 4), (1, 490, 1, 4), (1, 490, 1, 4)])],
     "rows": [(lambda x: kernels.in_blocks(jnp.sin, x), jnp.sin, [(2, 4096, 2)])],
     "channels": [convolution(34, channels, channels) for channels in (64, 100, 130)],
-    "float32_f4": [*THRESHOLDS, convolution(92, 96, 96)],
-    "float32_f2": [convolution(side, 96, 96) for side in (12, 20, 24)],
+    "float32_f4": THRESHOLDS,
+    "float32_f2": [convolution(side, 512, 512) for side in (12, 20, 24)],
     "bfloat16_f2": THRESHOLDS, "bfloat16_f2_few": THRESHOLDS,
     "f4_block": [convolution(66, 1024, 96)], "f2_block": [convolution(66, 512, 96)],
 }  # fmt: skip

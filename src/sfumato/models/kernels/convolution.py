@@ -15,7 +15,7 @@ from jaxtyping import Array, Float
 from sfumato.models.kernels import winograd
 from sfumato.models.kernels.mesh import divided
 from sfumato.models.kernels.products import dot_general, multiplied_in, widened
-from sfumato.models.kernels.table import Table, in_use
+from sfumato.models.kernels.table import NEVER, Table, in_use
 
 LAST = lax.ConvDimensionNumbers((0, 3, 1, 2), (3, 2, 0, 1), (0, 3, 1, 2))
 """Channels last, kernels as HWIO."""
@@ -33,6 +33,10 @@ picture: it is read once."""
 
 LARGEST = 2**26
 """Values of all pictures up to which other forms than the backend's own are taken: they need a few copies of them."""
+
+HEAVY, MANY = 2**18, 2**13
+"""Pairs of channels and places of all pictures: with more of those and fewer of these it is the kernel that takes time
+when the basis is changed, and F4 makes four times as much of it where F2 does not make twice."""
 
 WEIGHTS: Mapping[str, int] = {"float32": 2**20, "bfloat16": 0}
 """By type: from how large a kernel on, in pairs of channels, `taps` are faster than the backend's own where no other
@@ -64,17 +68,20 @@ def form(
     if divided() or name not in WEIGHTS or tuple(kernel[:2]) != (3, 3) or min(kernel[2:]) < table.channels:
         return None
     if (stride, pads) == ((1, 1), SAME):
-        for places, filtering, block in _filterings(name, table):
+        for places, filtering, block in _filterings(name, table, math.prod(kernel[2:])):
             if math.prod(x[:3]) >= places:
                 return _filtered(filtering, block)
     return _taps(stride, pads) if math.prod(kernel[2:]) >= WEIGHTS[name] else None
 
 
-def _filterings(name: str, table: Table) -> tuple[tuple[int, winograd.Form, int], ...]:
-    """From how many places of all pictures on which form is the fastest, and in blocks of how many values. Larger tiles
-    are too coarse in bfloat16."""
+def _filterings(name: str, table: Table, pairs: int) -> tuple[tuple[int, winograd.Form, int], ...]:
+    """From how many places of all pictures on which form is the fastest for a kernel of so many pairs of channels, and
+    in blocks of how many values. Larger tiles are too coarse in bfloat16."""
     if name == "float32":
-        return (table.float32_f4, winograd.F4, table.f4_block), (table.float32_f2, winograd.F2, FEW)
+        if pairs < HEAVY or table.float32_f2 == NEVER:
+            return ((table.float32_f4, winograd.F4, table.f4_block),)
+        many = max(table.float32_f4, MANY)
+        return (many, winograd.F4, table.f4_block), (table.float32_f2, winograd.F2, FEW)
     return (table.bfloat16_f2, winograd.F2, table.f2_block), (table.bfloat16_f2_few, winograd.F2, FEW)
 
 

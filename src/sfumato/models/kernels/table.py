@@ -50,8 +50,7 @@ class Table:
     f4_block: int = 2**18
     """About how many values, of all channels, that handles at once, so that they stay in the cache."""
     float32_f2: int = NEVER
-    """From how many places on, fewer than for that, float32 is filtered by `winograd.F2`, in blocks large enough for
-    the kernel to be read once. With few places the kernel is what takes time, and F4 makes four times as much of it."""
+    """From how many places on, up to `convolution.MANY`, large kernels of float32 are filtered by `winograd.F2`."""
     bfloat16_f2: int = 4096
     """From how many places on bfloat16 is filtered by `winograd.F2`."""
     f2_block: int = 2**18
@@ -60,7 +59,7 @@ class Table:
     """From how many places on it is filtered so in blocks large enough for the kernel to be read once."""
 
 
-EIGHT_AT_ONCE: Mapping[str, int] = {"float32_f4": 8192, "float32_f2": 256}
+EIGHT_AT_ONCE: Mapping[str, int] = {"float32_f2": 256}
 """What is faster on an x86 without AVX-512."""
 
 PLACES = (256, 1024, 4096, NEVER)
@@ -68,8 +67,7 @@ PLACES = (256, 1024, 4096, NEVER)
 VALUES: Mapping[str, tuple[int, ...]] = {
     "bfloat16_wide": (0, 1), "query_block": (128, 256, 512, 1024), "rows": (128, 256, 512, 1024, 2048),
     "channels": (64, 96, 128, 192),
-    "float32_f2": (128, 256, 512, NEVER), "float32_f4": (256, 1024, 4096, 8192, NEVER),
-    "f4_block": (2**15, 2**16, 2**17, 2**18),
+    "float32_f4": PLACES, "f4_block": (2**15, 2**16, 2**17, 2**18), "float32_f2": (128, 256, 512, NEVER),
     "bfloat16_f2": PLACES, "f2_block": (2**16, 2**17, 2**18, 2**19), "bfloat16_f2_few": PLACES,
 }  # fmt: skip
 """What each number may be: with each of these the kernels are tested, and no file brings in another."""
