@@ -50,7 +50,8 @@ class Table:
     f4_block: int = 2**18
     """About how many values, of all channels, that handles at once, so that they stay in the cache."""
     float32_f2: int = NEVER
-    """From how many places on, up to `convolution.MANY`, large kernels of float32 are filtered by `winograd.F2`."""
+    """From how many places on, up to `convolution.MANY`, large kernels of float32 are filtered by `winograd.F2`.
+    Its programs are longer: that of SD 1.5 takes 5 s more to be read from the cache."""
     bfloat16_f2: int = 4096
     """From how many places on bfloat16 is filtered by `winograd.F2`."""
     f2_block: int = 2**18
@@ -58,9 +59,6 @@ class Table:
     bfloat16_f2_few: int = 1024
     """From how many places on it is filtered so in blocks large enough for the kernel to be read once."""
 
-
-EIGHT_AT_ONCE: Mapping[str, int] = {"float32_f2": 256}
-"""What is faster on an x86 without AVX-512."""
 
 PLACES = (256, 1024, 4096, NEVER)
 
@@ -86,13 +84,10 @@ def in_use() -> Table:
 
 
 def usual() -> Table:
-    """The package's numbers for this processor, as far as they are known to depend on it (benchmarks/NOTES.md): whether
-    it has instructions for bfloat16, and for 16 float32 at once. Nothing was measured on others than x86."""
+    """The package's numbers for this processor: they depend on whether it has an instruction for bfloat16, as far as
+    that is known (benchmarks/NOTES.md). Nothing was measured on others than x86."""
     known = features() if jax.default_backend() == "cpu" else frozenset()
-    if "avx2" not in known:
-        return Table()
-    table = Table(bfloat16_wide=int("avx512_bf16" not in known))
-    return table if "avx512f" in known else dc.replace(table, **EIGHT_AT_ONCE)
+    return Table(bfloat16_wide=int("avx2" in known and "avx512_bf16" not in known))
 
 
 @functools.cache
