@@ -12,7 +12,7 @@ import pytest
 from sfumato import compiler
 from sfumato.models.kernels import convolution, winograd
 from sfumato.models.kernels.convolution import LAST, conv_general_dilated, form, native, taps
-from sfumato.models.kernels.table import EIGHT_AT_ONCE, Table, using
+from sfumato.models.kernels.table import Table, using
 
 FORMS = {"taps": taps} | {
     f"F{each.m}, {block}": functools.partial(winograd.convolve, form=each, block=block)
@@ -103,13 +103,13 @@ def point(x, kernel):
 
 
 WIDE = Table(bfloat16_wide=1)
-EIGHT = Table(**EIGHT_AT_ONCE)
+SMALL = Table(float32_f2=256)
 
 
 @pytest.mark.parametrize(("table", "side", "dtype", "kind", "block"), [
     (Table(), 64, "float32", winograd.F4, 2**18), (Table(), 64, "bfloat16", winograd.F2, 2**18),
     (Table(), 32, "bfloat16", winograd.F2, convolution.FEW), (WIDE, 32, "bfloat16", winograd.F4, 2**18),
-    (EIGHT, 32, "float32", winograd.F4, 2**18),
+    (SMALL, 32, "float32", winograd.F4, 2**18),
 ], ids=lambda value: str(value)[:12])  # fmt: skip
 def test_what_is_filtered_by_which_form(table, side, dtype, kind, block):
     with using(table):
@@ -123,7 +123,7 @@ def test_what_is_filtered_by_which_form(table, side, dtype, kind, block):
 )
 def test_large_kernels_of_few_places_take_small_tiles(side, kind):
     """Where that is said to pay; small tiles need twice a kernel's room, large ones four times."""
-    with using(EIGHT):
+    with using(SMALL):
         found = form((2, side, side, 1024), (3, 3, 1024, 1024), "float32")
     assert isinstance(found, functools.partial)
     assert (found.keywords.get("form") or found.func) == kind

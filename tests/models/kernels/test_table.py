@@ -18,19 +18,7 @@ from sfumato.errors import FileError
 from sfumato.models import kernels
 from sfumato.models.kernels import table as tables
 from sfumato.models.kernels.convolution import LAST, SAME, native
-from sfumato.models.kernels.table import (
-    EIGHT_AT_ONCE,
-    NEVER,
-    VALUES,
-    Table,
-    in_use,
-    measured,
-    place,
-    read,
-    using,
-    usual,
-    written,
-)
+from sfumato.models.kernels.table import NEVER, VALUES, Table, in_use, measured, place, read, using, usual, written
 
 EVERY = [(name, value) for name, values in VALUES.items() for value in values]
 TUNED = Table(rows=1024, f2_block=2**16, bfloat16_f2_few=NEVER)
@@ -124,11 +112,10 @@ def test_widened_products_have_no_narrow_one_among_them():
 
 
 WIDE_TABLE = Table(bfloat16_wide=1)
-EIGHT_WIDE = dc.replace(WIDE_TABLE, **EIGHT_AT_ONCE)
 
 
 @pytest.mark.parametrize(("flags", "table"), [
-    ("", Table()), ("fphp asimdhp bf16", Table()), ("avx2", EIGHT_WIDE), ("avx avx2 avx512f", WIDE_TABLE),
+    ("", Table()), ("fphp asimdhp bf16", Table()), ("avx2", WIDE_TABLE), ("avx avx2 avx512f", WIDE_TABLE),
     ("avx2 avx512f avx512_bf16", Table()),
 ])  # fmt: skip
 def test_the_numbers_depend_on_what_the_processor_can_do(monkeypatch, flags, table):
