@@ -17,13 +17,13 @@ from sfumato.version import __version__
 def machine() -> dict[str, Any]:
     """The processor, the devices, the versions."""
     return {
-        "processor": _processor(), "cores": len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count(),
+        "processor": processor(), "cores": len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count(),
         "devices": [f"{device.platform}: {device.device_kind}" for device in jax.devices()],
         "python": platform.python_version(), "jax": jax.__version__, "sfumato": __version__,
     }  # fmt: skip
 
 
-def _processor() -> str:
+def processor() -> str:
     """Its name, as far as the system tells."""
     return _told("model name") or platform.processor() or platform.machine()
 
@@ -36,6 +36,8 @@ def features() -> frozenset[str]:
 
 def _told(name: str) -> str:
     """What Linux says of the first core; empty if it does not."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.is_file() else []
+    try:
+        lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
+    except OSError:
+        return ""
     return next((line.partition(":")[2].strip() for line in lines if line.partition(":")[0].strip() == name), "")

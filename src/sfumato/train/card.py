@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses as dc
-import functools
 import importlib.metadata
 import json
 import os
@@ -15,6 +14,7 @@ from typing import Any
 
 from jax.sharding import Mesh
 
+from sfumato.machine import processor
 from sfumato.model import Model
 from sfumato.train.fit import Result
 from sfumato.train.own import DreamBooth, TextualInversion
@@ -142,17 +142,9 @@ def hardware(mesh: Mesh) -> str:
     device = mesh.devices.flat[0]
     processes = len({each.process_index for each in mesh.devices.flat})
     among = f" of {processes} processes" if processes > 1 else ""
-    return f"{mesh.size} x {device.device_kind} ({device.platform}){among}; host {cpu()}, {os.cpu_count()} threads"
-
-
-@functools.cache
-def cpu() -> str:
-    """The name of the host's processor."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
-        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
+    return (
+        f"{mesh.size} x {device.device_kind} ({device.platform}){among}; host {processor()}, {os.cpu_count()} threads"
+    )
 
 
 def time_of(history: Sequence[Mapping[str, Any]]) -> str:
