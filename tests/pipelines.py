@@ -32,12 +32,27 @@ SHALLOW = {"layers_per_block": 1}
 """Fewer layers than the networks that are compared by themselves (tests/models): whole programs compile slowly."""
 
 
-def shallow(unet: str, **changes: Any) -> dict[str, Any]:
-    return UNETS[unet] | SHALLOW | changes
+TWO_LEVELS = {
+    "block_out_channels": [16, 32], "attention_head_dim": [2, 4], "transformer_layers_per_block": 1,
+    "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D"],
+    "up_block_types": ["CrossAttnUpBlock2D", "UpBlock2D"],
+}  # fmt: skip
+"""Of SDXL's three."""
 
+
+def shallow(unet: str, **changes: Any) -> dict[str, Any]:
+    return UNETS[unet] | SHALLOW | (TWO_LEVELS if unet in ("sdxl", "sdxl-inpaint") else {}) | changes
+
+
+SMALL = {
+    "block_out_channels": [16], "layers_per_block": 1, "attention_head_dim": 4, "transformer_layers_per_block": 1,
+    "down_block_types": ["CrossAttnDownBlock2D"], "up_block_types": ["UpBlock2D"],
+}  # fmt: skip
+"""Networks of one level, for tests that compile many programs."""
 
 KINDS: dict[str, tuple[str, dict[str, Any]]] = {
     "sd1": ("StableDiffusionPipeline", shallow("sd1")),
+    "sd1-small": ("StableDiffusionPipeline", shallow("sd1") | SMALL),
     "sd1-lcm": ("StableDiffusionPipeline", shallow("lcm")),
     "sd1-inpaint": ("StableDiffusionInpaintPipeline", shallow("sd1-inpaint")),
     "instruct-pix2pix": ("StableDiffusionInstructPix2PixPipeline", shallow("instruct-pix2pix")),
@@ -101,7 +116,8 @@ def torch_pipeline(kind: str, folder: Path) -> Any:
 def net_config(kind: str) -> dict[str, Any]:
     """Of a tiny ControlNet whose control pictures have twice the size of the latents, as the autoencoder here."""
     config = CONTROLNETS[kind] | SHALLOW | {"conditioning_embedding_out_channels": [8, 12]}
-    return config | ({"cross_attention_dim": 32} if kind == "sdxl" else {})
+    levels = {key: value for key, value in TWO_LEVELS.items() if key not in ENCODER_ONLY}
+    return config | (levels | {"cross_attention_dim": 32} if kind == "sdxl" else {})
 
 
 def nets(kind: str, count: int = 1, small: bool = False) -> list[tuple[Any, ControlNet]]:
@@ -113,11 +129,6 @@ def nets(kind: str, count: int = 1, small: bool = False) -> list[tuple[Any, Cont
     return [(net, fill_from_torch(ControlNet, from_dict(ControlNetConfig, config), net)) for net in theirs]
 
 
-SMALL = {
-    "block_out_channels": [16], "layers_per_block": 1, "attention_head_dim": 4, "transformer_layers_per_block": 1,
-    "down_block_types": ["CrossAttnDownBlock2D"], "up_block_types": ["CrossAttnUpBlock2D"],
-}  # fmt: skip
-"""Networks of one level, for tests that compile many programs."""
 SMALL_NET = {key: value for key, value in SMALL.items() if key not in ENCODER_ONLY}
 
 

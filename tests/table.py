@@ -114,7 +114,7 @@ def sag(kind, variant=0, pictures=ALL, scale=None, window=None) -> Controls:
 
 def pag(kind, variant=0, pictures=ALL, scale=None, window=None) -> Controls:
     window = (OPEN, Window(0.2, 0.9))[variant] if window is None else window
-    return (PAG((3.0, 2.0)[variant] if scale is None else scale, ["mid", "up_blocks.0.attentions.1"], window),)
+    return (PAG((3.0, 2.0)[variant] if scale is None else scale, ["mid", "down_blocks.0.attentions.0"], window),)
 
 
 def attend_and_excite(kind, variant=0, pictures=ALL, steps=None) -> Controls:

@@ -331,7 +331,7 @@ print(json.dumps(hashlib.sha256(picture.array.tobytes()).hexdigest()))
 @pytest.mark.slow
 def test_a_second_process_traces_nothing(saved, tmp_path):
     def process(*words: str, cache: str) -> str:
-        command = [sys.executable, "-c", PROGRAM, str(saved("sd1")[0]), *words]
+        command = [sys.executable, "-c", PROGRAM, str(saved("sd1-small")[0]), *words]
         environment = os.environ | {"SFUMATO_CACHE": cache}
         done = subprocess.run(command, capture_output=True, text=True, env=environment, check=True)
         return json.loads(done.stdout.splitlines()[-1])

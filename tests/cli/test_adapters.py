@@ -39,13 +39,13 @@ def test_no_strength(text, words):
 
 @pytest.mark.slow
 def test_a_style_and_a_word(saved, loaded, tmp_path):
-    lora = write(tmp_path / "style.safetensors", kohya(draw(loaded("sd1"))))
+    lora = write(tmp_path / "style.safetensors", kohya(draw(loaded("sd1-small"))))
     word = tmp_path / "stripes.safetensors"
     save_file({"<stripes>": np.random.default_rng(0).standard_normal((2, 24)).astype(np.float32)}, word)
 
     def made(*arguments: str) -> tuple[bytes, dict]:
         done = run(
-            "generate", "a <stripes> fox", "-m", str(saved("sd1")[0]), "-o", str(tmp_path / "fox.png"), "--json",
+            "generate", "a <stripes> fox", "-m", str(saved("sd1-small")[0]), "-o", str(tmp_path / "fox.png"), "--json",
             "--size", "16x16", "--steps", "2", *arguments,
         )  # fmt: skip
         assert done.returncode == 0, done.stderr

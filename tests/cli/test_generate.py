@@ -20,7 +20,7 @@ from sfumato.cli.watch import covered
 from sfumato.io.picture_metadata import read_metadata
 
 from pictures import drawing
-from pipelines import net_config
+from pipelines import SMALL_NET, net_config
 
 
 @pytest.fixture(scope="module")
@@ -31,8 +31,8 @@ def place(saved, tmp_path_factory):
     from oracle import seeded
 
     folder = tmp_path_factory.mktemp("place")
-    (folder / "model").symlink_to(saved("sd1")[0])
-    seeded(lambda: ControlNetModel(**net_config("sd1")), 0).save_pretrained(folder / "net")
+    (folder / "model").symlink_to(saved("sd1-small")[0])
+    seeded(lambda: ControlNetModel(**net_config("sd1") | SMALL_NET), 0).save_pretrained(folder / "net")
     drawing(32, 32).save(folder / "photo.png")
     half = np.zeros((32, 32), np.uint8)
     half[:, 16:] = 255
