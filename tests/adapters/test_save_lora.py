@@ -186,11 +186,12 @@ def test_names_of_sdxl(loaded: Any, tmp_path: Path) -> None:
 
 def test_what_the_metadata_says(loaded: Any, tmp_path: Path) -> None:
     """The family, for a file whose shapes do not tell it."""
-    layers = draw(loaded("sdxl"), "mid_block.attentions.0.transformer_blocks.1.attn1.to_q")
+    model = loaded("sdxl-layers")
+    layers = draw(model, "mid_block.attentions.0.transformer_blocks.1.attn1.to_q")
     file = save_lora(lora_of(layers), tmp_path / "a.safetensors")
     with safe_open(file, "numpy") as opened:
         assert opened.metadata()["ss_base_model_version"] == "sdxl_base_v1-0"
-    report = load_lora(save_lora(load_lora(file, loaded("sdxl")), tmp_path / "b.safetensors"), loaded("sdxl")).report
+    report = load_lora(save_lora(load_lora(file, model), tmp_path / "b.safetensors"), model).report
     assert report.family == "sdxl"
 
 

@@ -54,8 +54,8 @@ def reference(pair):
 SMILING = Edit("smiling", 30.0, warmup=0)
 CASES = {
     "one": [SMILING],
-    "one that begins later and ends": [Edit("smiling", 40.0, threshold=0.7, warmup=1, cooldown=4)],
-    "all of the latents": [Edit("smiling", 40.0, threshold=0.0, warmup=1)],
+    "one that begins later and ends": [Edit("smiling", 80.0, threshold=0.7, warmup=1, cooldown=4)],
+    "all of the latents": [Edit("smiling", 80.0, threshold=0.0, warmup=1)],
     "one number of each channel": [Edit("smiling", 50.0, threshold=1.0, warmup=0)],
     "added and removed": [SMILING, Edit("snow", 20.0, threshold=0.8, warmup=0, remove=True)],
     "weights": [dc.replace(SMILING, weight=0.4), Edit("a hat", 20.0, warmup=0, weight=2.0)],
