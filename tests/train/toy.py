@@ -78,7 +78,7 @@ def blank() -> Model:
     means = jax.jit(lambda vae, x: vae.posterior(x).mean)(vae, pixels(KNOWN))
     center, spread = (tuple(map(float, found((0, 1, 2)))) for found in (means.mean, means.std))
     vae.config = dc.replace(vae.config, latents_mean=center, latents_std=spread, scaling_factor=1.0)
-    unet = KINDS["sd1"][1] | SMALL | {"up_block_types": ["UpBlock2D"], "norm_num_groups": 4}
+    unet = KINDS["sd1"][1] | SMALL | {"norm_num_groups": 4}
     text = TEXT | {"num_hidden_layers": 1, "max_position_embeddings": WORDS}
     return Model(
         started(UNet, from_dict(UNetConfig, unet)), vae,

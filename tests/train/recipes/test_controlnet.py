@@ -86,12 +86,15 @@ def test_only_every_so_many_rows_are_compared(models):
     net = fresh(ControlNet, from_unet(model.unet, model.vae.factor).config)
     other = data | {"conditioning": np.concatenate([data["conditioning"][:2], 1 - data["conditioning"][2:]])}
 
-    def found(data: Any, every: int) -> float:
+    def found(every: int) -> list[float]:
         task = controlnet(model, net, consistency=Consistency(edges=1.0, every=every, own=True))
-        return float(our_step(task, [drawn])(task.trainable, data)[0][1]["edges"])
+        step = our_step(task, [drawn])
+        return [float(step(task.trainable, each)[0][1]["edges"]) for each in (data, other)]
 
-    assert found(data, 2) != pytest.approx(found(other, 2), rel=1e-6)  # the first row and the third
-    assert found(data, 3) == pytest.approx(found(other, 3), rel=1e-6)  # the first
+    one, another = found(2)  # the first row and the third
+    assert one != pytest.approx(another, rel=1e-6)
+    one, another = found(3)  # the first
+    assert one == pytest.approx(another, rel=1e-6)
 
 
 @pytest.mark.parametrize("cached", [False, True])
