@@ -43,7 +43,7 @@ def test_neutral_is_absent(row, kind, models):
     assert np.abs(pictures(model, row.both(kind)) - without).max() > 1e-3, "the control does nothing at all"
 
 
-@over_table(lambda row: row.windowed)
+@over_table(lambda row: row.windowed, all_kinds=False)
 def test_outside_of_its_window_is_absent(row, kind, models):
     model = models(kind)
     without = pictures(model, row.beside(kind, 0, ALL))
