@@ -37,7 +37,7 @@ TWO_LEVELS = {
     "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D"],
     "up_block_types": ["CrossAttnUpBlock2D", "UpBlock2D"],
 }  # fmt: skip
-"""Of SDXL's three."""
+"""What shallow networks of SDXL have in place of its three."""
 
 
 def shallow(unet: str, **changes: Any) -> dict[str, Any]:
@@ -48,7 +48,7 @@ SMALL = {
     "block_out_channels": [16], "layers_per_block": 1, "attention_head_dim": 4, "transformer_layers_per_block": 1,
     "down_block_types": ["CrossAttnDownBlock2D"], "up_block_types": ["UpBlock2D"],
 }  # fmt: skip
-"""Networks of one level, for tests that compile many programs."""
+"""Networks of one level, without attention on the way up, for tests that compile many programs."""
 
 KINDS: dict[str, tuple[str, dict[str, Any]]] = {
     "sd1": ("StableDiffusionPipeline", shallow("sd1")),

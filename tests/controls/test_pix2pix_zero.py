@@ -40,7 +40,7 @@ def reference(pair):
     before = []
 
     def get(kind: str):
-        both = pair(kind, small=True)
+        both = pair(kind, small=kind == "sd1")  # the other's has attention on the way up, too
         unet = both.pipeline.unet
         before.append((unet, unet.attn_processors, [parameter.requires_grad for parameter in unet.parameters()]))
         parts = dict.fromkeys(("inverse_scheduler", "caption_generator", "caption_processor"))
