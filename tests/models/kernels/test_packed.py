@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from jax import lax
 
-from sfumato.models.kernels.packed import packed, unpacked
+from sfumato.models.kernels.packed import moved, packed, unpacked
 
 SHAPE = (16, 8, 4)
 
@@ -46,3 +46,25 @@ def test_it_is_not_widened():
     text = jax.jit(doubled).lower(jax.ShapeDtypeStruct(SHAPE, jnp.bfloat16)).compile().as_text()
     assert "bf16[16,8,4]" in text
     assert "f32[16,8,4]" not in text
+
+
+def turned(*arrays):
+    return jnp.pad(jnp.concatenate(arrays).swapaxes(0, 1), ((0, 1), (0, 0), (0, 0)))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_what_is_moved_has_its_gradients(dtype):
+    """Forward and backward."""
+    rng = np.random.default_rng(0)
+    one, other, away = (jnp.asarray(rng.standard_normal(SHAPE), dtype) for _ in range(3))
+    value, gradient = jax.jvp(lambda one: moved(turned, one, other), (one,), (away,))
+    np.testing.assert_array_equal(value, turned(one, other))
+    np.testing.assert_array_equal(gradient, turned(away, 0 * other))
+    back = jax.grad(lambda one: (moved(turned, one, other) ** 2).sum(dtype="float32"))(one)
+    np.testing.assert_array_equal(back, 2 * one)
+
+
+def test_what_is_moved_is_not_widened():
+    shape = jax.ShapeDtypeStruct(SHAPE, jnp.bfloat16)
+    text = jax.jit(lambda one, other: moved(turned, one, other)).lower(shape, shape).compile().as_text()
+    assert "f32[" not in text

@@ -8,10 +8,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import default_backend, lax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Shaped
 
 from sfumato.models.kernels.fused import Attention, fused
 from sfumato.models.kernels.mesh import divided
+from sfumato.models.kernels.packed import moved, packed, unpacked
 from sfumato.models.kernels.products import widened
 from sfumato.models.kernels.table import in_use
 
@@ -21,6 +22,10 @@ BLOCKED_FROM = 2**19
 ONES = 8
 """Columns of ones beside the values, by which the sums of a softmax come out of the product that weighs them. One would
 do; widths of eight numbers are multiplied faster."""
+
+ALIKE, SPARE = 512, 16
+"""Keys are as many as a multiple of the former: then rows of a map begin at like addresses, which a processor keeps in
+the same few places of its nearest cache; that many keys beside them, which weigh nothing, make it use all."""
 
 HELD = 2**25
 """Entries of the maps of all heads and pictures that a GPU or TPU without a fused kernel for them holds at once."""
@@ -85,22 +90,44 @@ def _by_queries(
     return out.swapaxes(0, 1).reshape(batch, -1, heads, width)[:, :queries]
 
 
+@jax.custom_jvp
 def _by_head(
     q: Float[Array, "B Q N D"], k: Float[Array, "B K N D"], v: Float[Array, "B K N D"]
 ) -> Float[Array, "B Q N D"]:
     """`attention` by head and block of queries."""
+    return unpacked(_in_blocks(packed(_scaled(q)), packed(k), packed(_summed(v)), q.dtype), q.dtype)
+
+
+@_by_head.defjvp
+def _by_head_differentiated(arrays: tuple[Array, ...], tangents: tuple[Array, ...]) -> tuple[Array, Array]:
+    """No gradient goes through whole numbers."""
+    return jax.jvp(lambda q, k, v: _in_blocks(_scaled(q), k, _summed(v), q.dtype), arrays, tangents)
+
+
+def _in_blocks(
+    q: Shaped[Array, "B Q N D"], k: Shaped[Array, "B K N D"], v: Shaped[Array, "B K N E"], dtype: jnp.dtype
+) -> Shaped[Array, "B Q N D"]:
+    """`_by_head` of queries that are `_scaled` and values that are `_summed`, of this type or `packed`."""
     batch, queries, heads, width = q.shape
-    block = in_use().query_block
-    pad = -queries % block
-    blocks = jnp.pad(_scaled(q), ((0, 0), (0, pad), (0, 0), (0, 0))).transpose(0, 2, 1, 3)
-    blocks = blocks.reshape(batch * heads, -1, block, width)
-    keys, values = (a.transpose(0, 2, 1, 3).reshape(batch * heads, -1, a.shape[-1]) for a in (k, _summed(v)))
+    count = -(-queries // in_use().query_block)
+    block = -(-queries // count)
+    pad, spare = block * count - queries, 0 if k.shape[1] % ALIKE else SPARE
+
+    def by_head(x: Array) -> Array:
+        return x.transpose(0, 2, 1, 3).reshape(batch * heads, -1, x.shape[-1])
+
+    blocks = by_head(jnp.pad(q, ((0, 0), (0, pad), (0, 0), (0, 0)))).reshape(batch * heads, -1, block, width)
+    # Keys that are there already are no maximum, and weigh nothing where values and what is summed up are zero.
+    keys = by_head(jnp.concatenate([k, k[:, :spare]], axis=1))
+    values = by_head(jnp.pad(v, ((0, 0), (0, spare), (0, 0), (0, 0))))
+
+    @jax.checkpoint
+    def some(*parts: Array) -> Array:
+        return unpacked(_softmax_product(*(unpacked(part, dtype) for part in parts)), q.dtype)
 
     # Written out: as part of a larger product the map would be transposed on the way.
-    some = jax.checkpoint(_softmax_product)
     out = lax.map(lambda row: lax.map(lambda one: some(one, row[1], row[2]), row[0]), (blocks, keys, values))
-    out = out.reshape(batch, heads, queries + pad, width).transpose(0, 2, 1, 3)
-    return out[:, :queries]
+    return out.reshape(batch, heads, queries + pad, width).transpose(0, 2, 1, 3)[:, :queries]
 
 
 def _heads(
@@ -110,7 +137,7 @@ def _heads(
     mask: Float[Array, "#B #N #Q K"] | None,
 ) -> Float[Array, "B Q N D"]:
     """`attention` of all heads at once."""
-    q, k, v = (a.swapaxes(1, 2) for a in (_scaled(q), k, _summed(v)))
+    q, k, v = (moved(lambda x: x.swapaxes(1, 2), each) for each in (_scaled(q), k, _summed(v)))
     return _softmax_product(q, k, v, mask).swapaxes(1, 2)
 
 
@@ -121,7 +148,8 @@ def _scaled(q: Float[Array, "B Q N D"]) -> Float[Array, "B Q N D"]:
 
 def _summed(v: Float[Array, "B K N D"]) -> Float[Array, "B K N E"]:
     """The values, and beside them what is summed up to 1 by weights that add up to 1."""
-    return jnp.concatenate([v, jnp.ones((*v.shape[:-1], ONES), v.dtype)], axis=-1)
+    ones = jnp.ones((*v.shape[:-1], ONES), v.dtype)
+    return moved(lambda *parts: jnp.concatenate(parts, axis=-1), v, ones)
 
 
 def _softmax_product(

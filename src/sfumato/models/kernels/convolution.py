@@ -14,6 +14,7 @@ from jaxtyping import Array, Float
 
 from sfumato.models.kernels import winograd
 from sfumato.models.kernels.mesh import divided
+from sfumato.models.kernels.packed import moved
 from sfumato.models.kernels.products import dot_general, multiplied_in, widened
 from sfumato.models.kernels.table import NEVER, Table, in_use
 
@@ -100,15 +101,15 @@ def taps(
 ) -> Float[Array, "B h w O"]:
     """A convolution as one product of matrices: each place beside its eight neighbours."""
     dtype, (x, kernel) = x.dtype, widened(x, kernel)
-    padded = jnp.pad(x, ((0, 0), *pads, (0, 0)))
-    height, width = ((padded.shape[1 + axis] - 3) // stride[axis] + 1 for axis in (0, 1))
+    height, width = ((x.shape[1 + axis] + sum(pads[axis]) - 3) // stride[axis] + 1 for axis in (0, 1))
 
-    def shifted(row: int, column: int) -> Array:
-        rows = padded[:, row : row + (height - 1) * stride[0] + 1 : stride[0]]
-        return rows[:, :, column : column + (width - 1) * stride[1] + 1 : stride[1]]
+    def around(x: Array) -> Array:
+        padded = jnp.pad(x, ((0, 0), *pads, (0, 0)))
+        rows = [padded[:, i : i + (height - 1) * stride[0] + 1 : stride[0]] for i in range(3)]
+        places = [row[:, :, i : i + (width - 1) * stride[1] + 1 : stride[1]] for row in rows for i in range(3)]
+        return jnp.concatenate(places, axis=-1)
 
-    around = jnp.concatenate([shifted(row, column) for row in range(3) for column in range(3)], axis=-1)
-    rows = around.reshape(-1, around.shape[-1])
+    rows = moved(around, x).reshape(-1, 9 * x.shape[-1])
     out = jnp.dot(rows, kernel.reshape(rows.shape[1], -1), preferred_element_type=jnp.float32)
     return out.reshape(len(x), height, width, -1).astype(dtype)
 

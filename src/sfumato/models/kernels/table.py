@@ -39,7 +39,7 @@ class Table:
     bfloat16_wide: int = 0
     """1 where float32 is multiplied faster than bfloat16, which then is widened on the way into a product and narrowed
     behind it: processors may have bfloat16's fast products in a matrix unit that a virtual machine hides."""
-    query_block: int = 512
+    query_block: int = 1024
     """Queries handled at once where an attention map is large: the map of a block stays in the cache."""
     rows: int = 512
     """Places at once in a feed-forward layer: what it makes of them stays in the cache."""
@@ -63,7 +63,7 @@ class Table:
 PLACES = (256, 1024, 4096, NEVER)
 
 VALUES: Mapping[str, tuple[int, ...]] = {
-    "bfloat16_wide": (0, 1), "query_block": (128, 256, 512, 1024), "rows": (128, 256, 512, 1024, 2048),
+    "bfloat16_wide": (0, 1), "query_block": (256, 512, 1024, 2048), "rows": (128, 256, 512, 1024, 2048),
     "channels": (64, 96, 128, 192),
     "float32_f4": PLACES, "f4_block": (2**15, 2**16, 2**17, 2**18), "float32_f2": (128, 256, 512, NEVER),
     "bfloat16_f2": PLACES, "f2_block": (2**16, 2**17, 2**18, 2**19), "bfloat16_f2_few": PLACES,
