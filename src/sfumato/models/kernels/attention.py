@@ -12,6 +12,7 @@ from jaxtyping import Array, Float, Shaped
 
 from sfumato.models.kernels.fused import Attention, fused
 from sfumato.models.kernels.mesh import divided
+from sfumato.models.kernels.order import after
 from sfumato.models.kernels.packed import moved, packed, unpacked
 from sfumato.models.kernels.products import widened
 from sfumato.models.kernels.table import in_use
@@ -137,16 +138,26 @@ def _heads(
     mask: Float[Array, "#B #N #Q K"] | None,
 ) -> Float[Array, "B Q N D"]:
     """`attention` of all heads at once."""
-    q, k, v = (moved(lambda x: x.swapaxes(1, 2), each) for each in (_scaled(q), k, _summed(v)))
-    return _softmax_product(q, k, v, mask).swapaxes(1, 2)
+    batch, queries, heads, _ = q.shape
+
+    def by_head(x: Array) -> Array:
+        return x.swapaxes(1, 2).reshape(batch * heads, -1, x.shape[-1])
+
+    if mask is not None:
+        mask = jnp.broadcast_to(mask, (batch, heads, *mask.shape[2:])).reshape(-1, *mask.shape[2:])
+    # Heads and pictures are one axis, and keys are put in order for themselves: of products of more axes, or that do
+    # this on the way, XLA makes such of float32.
+    blocks = _scaled(by_head(q))
+    out = _softmax_product(blocks, after(blocks, by_head(k)), _summed(by_head(v)), mask)
+    return out.reshape(batch, heads, queries, -1).swapaxes(1, 2)
 
 
-def _scaled(q: Float[Array, "B Q N D"]) -> Float[Array, "B Q N D"]:
+def _scaled(q: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
     """q / sqrt(D): fewer numbers than the logits are."""
     return (q * np.float32(q.shape[-1] ** -0.5)).astype(q.dtype)
 
 
-def _summed(v: Float[Array, "B K N D"]) -> Float[Array, "B K N E"]:
+def _summed(v: Float[Array, "*B D"]) -> Float[Array, "*B E"]:
     """The values, and beside them what is summed up to 1 by weights that add up to 1."""
     ones = jnp.ones((*v.shape[:-1], ONES), v.dtype)
     return moved(lambda *parts: jnp.concatenate(parts, axis=-1), v, ones)
@@ -156,7 +167,7 @@ def _softmax_product(
     q: Float[Array, "*B Q D"],
     k: Float[Array, "*B K D"],
     v: Float[Array, "*B K E"],
-    mask: Float[Array, "#B #N #Q K"] | None = None,
+    mask: Float[Array, "#B #Q K"] | None = None,
 ) -> Float[Array, "*B Q D"]:
     """`attention`, heads first, of queries that are `_scaled` and values that are `_summed`.
 
