@@ -67,12 +67,12 @@ def test_the_median_decides_and_the_first_round_does_not_count():
 def test_all_take_turns_and_then_the_best_two():
     clock = Clock({256: 50.0})
     choose(item("query_block"), Table(), 2, clock)
-    assert clock.ran == [512, 128, 256, 1024] * 3 + [512, 256] * 3
+    assert clock.ran == [1024, 256, 512, 2048] * 3 + [1024, 256] * 3
 
 
 def test_what_makes_the_same_program_runs_once_and_cannot_win():
     clock = Clock({512: [100.0, 100.0, 90.0, 50.0]})
-    assert choose(item("query_block", "rows"), Table(), 3, clock).after == 512
+    assert choose(item("query_block", "rows"), Table(), 3, clock).after == 1024
     assert clock.ran == [512] * 4
 
 
@@ -163,7 +163,7 @@ def test_the_command_measures_prints_and_keeps(tiny):
     lines = done.stdout.splitlines()
     assert lines[0].split() == ["before", "after", "ratio"]
     wide = str(usual().bfloat16_wide)
-    assert [line.split()[-3:] for line in lines[1:3]] == [[wide, wide, "1.00"], ["512", "512", "1.00"]]
+    assert [line.split()[-3:] for line in lines[1:3]] == [[wide, wide, "1.00"], ["1024", "1024", "1.00"]]
     assert lines[-1] == f"Kept in {tiny}, which later runs read; to go back, delete it."
     assert read(tiny) == usual()
 
