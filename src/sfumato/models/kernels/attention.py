@@ -96,16 +96,16 @@ def _by_head(
     q: Float[Array, "B Q N D"], k: Float[Array, "B K N D"], v: Float[Array, "B K N D"]
 ) -> Float[Array, "B Q N D"]:
     """`attention` by head and block of queries."""
-    return unpacked(_in_blocks(packed(_scaled(q)), packed(k), packed(_summed(v)), q.dtype), q.dtype)
+    return unpacked(_by_block(packed(_scaled(q)), packed(k), packed(_summed(v)), q.dtype), q.dtype)
 
 
 @_by_head.defjvp
 def _by_head_differentiated(arrays: tuple[Array, ...], tangents: tuple[Array, ...]) -> tuple[Array, Array]:
     """No gradient goes through whole numbers."""
-    return jax.jvp(lambda q, k, v: _in_blocks(_scaled(q), k, _summed(v), q.dtype), arrays, tangents)
+    return jax.jvp(lambda q, k, v: _by_block(_scaled(q), k, _summed(v), q.dtype), arrays, tangents)
 
 
-def _in_blocks(
+def _by_block(
     q: Shaped[Array, "B Q N D"], k: Shaped[Array, "B K N D"], v: Shaped[Array, "B K N E"], dtype: jnp.dtype
 ) -> Shaped[Array, "B Q N D"]:
     """`_by_head` of queries that are `_scaled` and values that are `_summed`, of this type or `packed`."""
@@ -113,14 +113,10 @@ def _in_blocks(
     count = -(-queries // in_use().query_block)
     block = -(-queries // count)
     pad, spare = block * count - queries, 0 if k.shape[1] % ALIKE else SPARE
-
-    def by_head(x: Array) -> Array:
-        return x.transpose(0, 2, 1, 3).reshape(batch * heads, -1, x.shape[-1])
-
-    blocks = by_head(jnp.pad(q, ((0, 0), (0, pad), (0, 0), (0, 0)))).reshape(batch * heads, -1, block, width)
+    blocks = _heads_first(jnp.pad(q, ((0, 0), (0, pad), (0, 0), (0, 0)))).reshape(batch * heads, -1, block, width)
     # Keys that are there already are no maximum, and weigh nothing where values and what is summed up are zero.
-    keys = by_head(jnp.concatenate([k, k[:, :spare]], axis=1))
-    values = by_head(jnp.pad(v, ((0, 0), (0, spare), (0, 0), (0, 0))))
+    keys = _heads_first(jnp.concatenate([k, k[:, :spare]], axis=1))
+    values = _heads_first(jnp.pad(v, ((0, 0), (0, spare), (0, 0), (0, 0))))
 
     @jax.checkpoint
     def some(*parts: Array) -> Array:
@@ -139,17 +135,18 @@ def _heads(
 ) -> Float[Array, "B Q N D"]:
     """`attention` of all heads at once."""
     batch, queries, heads, _ = q.shape
-
-    def by_head(x: Array) -> Array:
-        return x.swapaxes(1, 2).reshape(batch * heads, -1, x.shape[-1])
-
     if mask is not None:
         mask = jnp.broadcast_to(mask, (batch, heads, *mask.shape[2:])).reshape(-1, *mask.shape[2:])
     # Heads and pictures are one axis, and keys are put in order for themselves: of products of more axes, or that do
     # this on the way, XLA makes such of float32.
-    blocks = _scaled(by_head(q))
-    out = _softmax_product(blocks, after(blocks, by_head(k)), _summed(by_head(v)), mask)
+    scaled = _scaled(_heads_first(q))
+    out = _softmax_product(scaled, after(scaled, _heads_first(k)), _summed(_heads_first(v)), mask)
     return out.reshape(batch, heads, queries, -1).swapaxes(1, 2)
+
+
+def _heads_first(x: Shaped[Array, "B L N D"]) -> Shaped[Array, "M L D"]:
+    """Heads and pictures as one axis, M = B N, in front."""
+    return x.swapaxes(1, 2).reshape(-1, x.shape[1], x.shape[3])
 
 
 def _scaled(q: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
