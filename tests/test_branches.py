@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 
 from sfumato import run
-from sfumato.branches import all_branches, check_together, stretches
+from sfumato.branches import all_branches, asleep_rows, check_together, stretches
 from sfumato.controls import CFG, PAG, Control
 from sfumato.errors import SfumatoError
 from sfumato.samplers import DDIM
 from sfumato.schedule import Schedule
-from sfumato.types import Conditioning, Window, pytree
+from sfumato.types import Conditioning, Step, Window, pytree
 
 BASE = {name: Conditioning(jnp.full((1, 2, 3), value)) for name, value in (("cond", 1.0), ("uncond", 0.0))}
 
@@ -84,11 +84,14 @@ class Looker(Control):
         return 0.0, state
 
 
-def rows(controls, count: int = 8, first: int = 0, once: bool = False) -> list[tuple[set[str], list[int]]]:
+def columns(first: int = 0) -> Step:
+    return run.columns(DDIM().table(Schedule(), 8, first), None)
+
+
+def rows(controls, first: int = 0) -> list[tuple[set[str], list[int]]]:
     """What is asleep, and in which rows, for each stretch."""
-    table = DDIM().table(Schedule(), count, first)
-    steps = run.columns(table, None)
-    return [({*asleep}, np.flatnonzero(active).tolist()) for asleep, active in stretches(controls, BASE, steps, once)]
+    found = stretches(controls, BASE, columns(first))
+    return [({*asleep}, np.flatnonzero(active).tolist()) for asleep, active in found]
 
 
 def test_the_unconditional_branch_sleeps_where_there_is_no_guidance():
@@ -101,10 +104,13 @@ def test_the_unconditional_branch_sleeps_where_there_is_no_guidance():
     assert rows((CFG(5.0, window=Window(0.0, 0.5)),), first=5) == [(set(), [5, 6]), ({"uncond"}, [7])]
 
 
-def test_for_small_networks_a_branch_sleeps_through_all_rows_or_none():
-    assert rows((CFG(5.0, window=Window(0.25, 0.5)),), once=True) == [(set(), [*range(8)])]
-    assert rows((CFG(5.0, window=Window(0.0, 0.5)),), first=5, once=True) == [(set(), [5, 6, 7])]
-    assert rows((CFG(1.0),), once=True) == [({"uncond"}, [*range(8)])]
+def test_or_it_sleeps_through_all_rows_or_none():
+    def once(*controls, first=0):
+        return [(index, {*asleep}) for index, asleep in asleep_rows(controls, BASE, columns(first), once=True)]
+
+    assert once(CFG(5.0, window=Window(0.25, 0.5))) == [(index, set()) for index in range(8)]
+    assert once(CFG(5.0, window=Window(0.0, 0.5)), first=5) == [(index, set()) for index in (5, 6, 7)]
+    assert once(CFG(1.0)) == [(index, {"uncond"}) for index in range(8)]
 
 
 def test_a_branch_is_awake_as_long_as_one_control_wants_it():

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 import sfumato
-from sfumato import fingerprint, kept, run
+from sfumato import CFG, Window, branches, fingerprint, kept, run
 from sfumato.kept import Kept
 from sfumato.sample import AWAKE, _changes, _one_row, _whole, sample_rows
 from sfumato.samplers import DDIM
@@ -107,6 +107,16 @@ def test_what_cannot_be_prepared_fails_when_it_is_called():
 def test_a_run_compiles_its_decoder_once(models, compiled):
     sfumato.generate(models("sd1"), "a fox", steps=1)
     assert sorted(name for name in compiled if "decode" in name or "_whole" in name) == ["jit(_whole)", "jit(decode)"]
+
+
+def test_so_it_does_its_parts(models, compiled, monkeypatch):
+    """One program for rows with guidance and one for those without, each made ready in the background."""
+    monkeypatch.setattr(branches, "SMALL", 0)
+    settings = {"steps": 4, "output": "latents", "sampler": "lms", "controls": [CFG(5.0, window=Window(0.25, 0.75))]}
+    for progress, name in ((None, "jit(_stretch)"), (lambda *_: True, "jit(_one_row)")):
+        compiled.clear()
+        sfumato.generate(models("sd1"), "a fox", **settings, progress=progress)
+        assert [each for each in compiled if each in ("jit(_whole)", "jit(_stretch)", "jit(_one_row)")] == [name] * 2
 
 
 def test_others_can_put_nothing_there(files):

@@ -91,9 +91,16 @@ def test_rows_without_the_unconditional_branch_are_the_same(window, settings, mo
     assert np.abs(awake - pictures(model, (CFG(5.0, 0.3),), **settings)).max() > 1e-3
 
 
-@pytest.mark.parametrize("small", [0, branches.SMALL])
-def test_without_guidance_the_network_gets_half_the_rows(models, monkeypatch, small):
-    """A small one only where there is none in all rows."""
+@pytest.mark.parametrize(
+    ("watched", "small", "expected"),
+    [
+        (False, branches.SMALL, [{8, 16}, {16}, {8}]),
+        (True, 0, [{8, 16}, set(), set()]),  # none: they are the first programs again
+        (True, branches.SMALL, [{16}, set(), {8}]),
+    ],
+)
+def test_without_guidance_the_network_gets_half_the_rows(models, monkeypatch, watched, small, expected):
+    """A small one that is watched only where there is none in all rows."""
     monkeypatch.setattr(branches, "SMALL", small)
     seen = set()
 
@@ -105,10 +112,10 @@ def test_without_guidance_the_network_gets_half_the_rows(models, monkeypatch, sm
     unet = jax.tree.map(lambda a: a, models("sd1").unet)
     object.__setattr__(unet, "__class__", Measured)
     model = dc.replace(models("sd1"), unet=unet)
-    late = set() if small else {8, 16}  # none: it is the first program again
-    for controls, rows in (((CFG(5.0),), {16}), ((CFG(1.0),), {8}), ((CFG(5.0, window=Window(0.5, 1.0)),), late)):
+    controls = CFG(5.0, window=Window(0.5, 1.0)), CFG(5.0), CFG(1.0)
+    for control, rows in zip(controls, expected, strict=True):
         seen.clear()
-        pictures(model, controls)
+        pictures(model, (control,), progress=(lambda *_: True) if watched else None)
         assert seen == rows
 
 
@@ -227,13 +234,12 @@ def test_nothing_is_compiled_when_data_changes_row_by_row(models, compiled):
     assert compiled == []
 
 
-@pytest.mark.parametrize("small", [0, branches.SMALL])
-def test_nothing_is_compiled_when_a_window_moves(models, compiled, monkeypatch, small):
+@pytest.mark.parametrize("watched", [False, True])
+def test_nothing_is_compiled_when_a_window_moves(models, compiled, watched):
     """Once there is a row without guidance and one with it."""
-    monkeypatch.setattr(branches, "SMALL", small)
-    model = models("sd1")
+    model, progress = models("sd1"), (lambda *_: True) if watched else None
     for window in (Window(0.25, 0.5), Window(0.5, 0.75), Window(0.5, 1.0), Window(0.0, 0.75)):
-        pictures(model, (CFG(5.0, window=window),))
+        pictures(model, (CFG(5.0, window=window),), progress=progress)
         if window.start > 0.25:
             assert compiled == []
         compiled.clear()

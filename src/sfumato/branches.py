@@ -18,8 +18,8 @@ Asleep = frozenset[str]
 """The branches that no control wants."""
 AWAKE: Asleep = frozenset()
 SMALL = 100_000_000
-"""Parameters of a network up to which a second program takes longer to be made ready than it saves: there a branch
-sleeps through all rows or through none."""
+"""Parameters of a network up to which a second program takes longer to be made ready than it saves one picture: where a
+run is watched, as by the command line, which draws once, a branch sleeps through all rows there or through none."""
 
 
 def all_branches(controls: Sequence[Control], base: Mapping[str, Conditioning]) -> dict[str, Conditioning]:
@@ -57,13 +57,12 @@ def is_small(unet: UNet) -> bool:
 
 
 def stretches(
-    controls: Sequence[Control], base: Mapping[str, Conditioning], steps: Step, once: bool = False
+    controls: Sequence[Control], base: Mapping[str, Conditioning], steps: Step
 ) -> list[tuple[Asleep, Bool[np.ndarray, " R"]]]:
-    """The branches that are asleep and the rows that are active, for each stretch of rows that want the same ones; of
-    those that sleep through all rows, in `once`."""
+    """The branches that are asleep and the rows that are active, for each stretch of rows that want the same ones."""
     columns = _on_host(steps)
     found: list[tuple[Asleep, Bool[np.ndarray, " R"]]] = []
-    for index, asleep in asleep_rows(controls, base, columns, once):
+    for index, asleep in asleep_rows(controls, base, columns):
         if not found or found[-1][0] != asleep:
             found.append((asleep, np.zeros_like(columns.active)))
         found[-1][1][index] = True
@@ -71,7 +70,7 @@ def stretches(
 
 
 def asleep_rows(
-    controls: Sequence[Control], base: Mapping[str, Conditioning], columns: Step, once: bool
+    controls: Sequence[Control], base: Mapping[str, Conditioning], columns: Step, once: bool = False
 ) -> Iterator[tuple[int, Asleep]]:  # fmt: skip
     """The numbers of the active rows, and the branches that no control wants in each, or `once` in all of them."""
     names = [name for name in all_branches(controls, base) if name != COND]

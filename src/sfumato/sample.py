@@ -47,15 +47,13 @@ def sample(
     `prediction` is what the network predicts (`sfumato.schedule.PREDICTIONS`). With a `mesh` the pictures are divided
     over its axis "batch", and every device works through the loop on its own.
     """
-    parts = stretches(controls, base, steps, is_small(unet))
+    parts = stretches(controls, base, steps)
     if len(parts) == 1:
         return _whole(unet, sampler, steps, controls, x, base, prediction, mesh, parts[0][0])
     controls, branches = begin(unet, controls, base, _changes)
     carry = start(unet, sampler, controls, branches, prediction, steps, x)
-    for asleep, active in parts:
-        rows = dc.replace(steps, active=jnp.asarray(active))
-        flat = _stretch(unet, sampler, rows, controls, carry, branches, prediction, mesh, asleep)
-        carry = jax.tree.unflatten(jax.tree.structure(carry), flat)
+    rows = [(dc.replace(steps, active=active), asleep) for asleep, active in parts]
+    *_, carry = _carried(_stretch, unet, sampler, controls, branches, prediction, mesh, rows, carry)
     return carry[0]
 
 
@@ -69,27 +67,68 @@ def _whole(
     def run(unet: UNet, steps: Step, controls: tuple[Control, ...], x: Latents, base: Any) -> Latents:
         given = begin(unet, controls, base, _changes.function)
         carry = start(unet, sampler, *given, prediction, steps, x)
-        return _scanned(unet, sampler, steps, *given, carry, prediction, asleep)[0]
+        return _scanned(unet, sampler, *given, prediction, asleep, carry, steps)[0]
 
     return divided(run, mesh, unet, steps, controls, x, base)
 
 
-@functools.partial(Kept, top=True, static_argnames=("sampler", "prediction", "mesh", "asleep"))
+def _carried(
+    program: Kept, unet: UNet, sampler: Sampler, controls: tuple[Control, ...], branches: Branches, prediction: str,
+    mesh: Mesh | None, parts: Sequence[tuple[Step, Asleep]], carry: Carry,
+) -> Iterator[Carry]:  # fmt: skip
+    """What `program`, `_stretch` or `_one_row`, carries on from each part of the way, with what is asleep there.
+
+    Where something else is asleep it is another program, which is made ready while the first one works.
+    """
+    leaves, tree = jax.tree.flatten((unet, controls, branches))  # once: of a network it takes milliseconds
+    way, structure = program.way(leaves, carry), jax.tree.structure(carry)
+
+    def given(steps: Step, asleep: Asleep, carry: Carry) -> tuple[Any, ...]:
+        return leaves, tree, sampler, steps, carry, prediction, mesh, asleep
+
+    kinds = {asleep: steps for steps, asleep in parts}
+    ready: dict[Asleep, Callable[[], None]] = {}
+    if len(kinds) > 1 and mesh is None:
+        ready = {asleep: program.prepare(*given(steps, asleep, carry)) for asleep, steps in kinds.items()}
+    for steps, asleep in parts:
+        if asleep in ready:
+            ready[asleep]()
+        carry = jax.tree.unflatten(structure, way(*given(steps, asleep, carry)))
+        yield carry
+
+
+@functools.partial(Kept, top=True, static_argnames=("tree", "sampler", "prediction", "mesh", "asleep"))
 def _stretch(
-    unet: UNet, sampler: Sampler, steps: Step, controls: tuple[Control, ...], carry: Carry,
-    branches: Branches, prediction: str, mesh: Mesh | None, asleep: Asleep,
+    leaves: Sequence[Array], tree: Any, sampler: Sampler, steps: Step, carry: Carry,
+    prediction: str, mesh: Mesh | None, asleep: Asleep,
 ) -> list[Array]:  # fmt: skip
-    """The active rows of a part of the way; flat is what is carried on."""
+    """The active rows of a table; network, controls and branches come flat, and flat is what is carried on."""
+    return _moved_on(_scanned, leaves, tree, sampler, steps, carry, prediction, mesh, asleep)
 
-    def run(unet: UNet, steps: Step, controls: tuple[Control, ...], carry: Carry, branches: Any) -> Carry:
-        return _scanned(unet, sampler, steps, controls, branches, carry, prediction, asleep)
 
+@functools.partial(Kept, top=True, static_argnames=("tree", "sampler", "prediction", "mesh", "asleep"))
+def _one_row(
+    leaves: Sequence[Array], tree: Any, sampler: Sampler, step: Step, carry: Carry,
+    prediction: str, mesh: Mesh | None, asleep: Asleep,
+) -> list[Array]:  # fmt: skip
+    """The same of one row."""
+    return _moved_on(row, leaves, tree, sampler, step, carry, prediction, mesh, asleep)
+
+
+def _moved_on(
+    body: Callable[..., Carry], leaves: Sequence[Array], tree: Any, sampler: Sampler, steps: Step, carry: Carry,
+    prediction: str, mesh: Mesh | None, asleep: Asleep,
+) -> list[Array]:  # fmt: skip
+    def run(unet: UNet, steps: Step, controls: tuple[Control, ...], carry: Carry, branches: Branches) -> Carry:
+        return body(unet, sampler, controls, branches, prediction, asleep, carry, steps)
+
+    unet, controls, branches = jax.tree.unflatten(tree, leaves)
     return jax.tree.leaves(divided(run, mesh, unet, steps, controls, carry, branches))
 
 
 def _scanned(
-    unet: UNet, sampler: Sampler, steps: Step, controls: tuple[Control, ...], branches: Branches, carry: Carry,
-    prediction: str, asleep: Asleep,
+    unet: UNet, sampler: Sampler, controls: tuple[Control, ...], branches: Branches, prediction: str, asleep: Asleep,
+    carry: Carry, steps: Step,
 ) -> Carry:  # fmt: skip
     body = functools.partial(row, unet, sampler, controls, branches, prediction, asleep)
     return jax.lax.scan(lambda carry, step: (body(carry, step), None), carry, steps)[0]
@@ -107,29 +146,12 @@ def sample_rows(
     """As `sample`, one row at a time: yields the latents after each active row."""
     # Cut out here and not on the device, where each cut would be a program of its own.
     columns = jax.tree.map(np.asarray, steps)
-    rows = list(asleep_rows(controls, base, columns, is_small(unet)))
+    found = asleep_rows(controls, base, columns, once=is_small(unet))
+    rows = [(_cut(columns, index), asleep) for index, asleep in found]
     controls, branches = begin(unet, controls, base, _changes)
     carry = start(unet, sampler, controls, branches, prediction, steps, x)
-    leaves, tree = jax.tree.flatten((unet, controls, branches))  # once: of a network it takes milliseconds
-    one_row, structure = _one_row.way(leaves, carry), jax.tree.structure(carry)
-    for index, asleep in rows:
-        step = _cut(columns, index)
-        carry = jax.tree.unflatten(structure, one_row(leaves, tree, sampler, step, carry, prediction, mesh, asleep))
-        yield carry[0]
-
-
-@functools.partial(Kept, top=True, static_argnames=("tree", "sampler", "prediction", "mesh", "asleep"))
-def _one_row(
-    leaves: Sequence[Array], tree: Any, sampler: Sampler, step: Step, carry: Carry,
-    prediction: str, mesh: Mesh | None, asleep: Asleep,
-) -> list[Array]:  # fmt: skip
-    """A row; network, controls and branches come flat, and flat is what is carried on."""
-
-    def run(unet: UNet, step: Step, controls: tuple[Control, ...], carry: Carry, branches: Any) -> Carry:
-        return row(unet, sampler, controls, branches, prediction, asleep, carry, step)
-
-    unet, controls, branches = jax.tree.unflatten(tree, leaves)
-    return jax.tree.leaves(divided(run, mesh, unet, step, controls, carry, branches))
+    for after in _carried(_one_row, unet, sampler, controls, branches, prediction, mesh, rows, carry):
+        yield after[0]
 
 
 def begin(
