@@ -129,8 +129,9 @@ class Kept:
             program = jax.export.export(traced, disabled_checks=checks)(*shapes)
         except (ValueError, NotImplementedError):  # a call into this process, or of a library that may change
             return None
-        _write(path, program)
-        return program
+        content = bytes(program.serialize())
+        _write(path, content)
+        return jax.export.deserialize(bytearray(content))  # jax keeps what is called, and `program` keeps its trace
 
 
 def _compile(way: Any, args: tuple[Any, ...]) -> None:
@@ -153,9 +154,8 @@ def _read(path: Path) -> jax.export.Exported | None:
     return jax.export.deserialize(bytearray(program)) if hashlib.sha256(program).digest() == check else None
 
 
-def _write(path: Path, program: jax.export.Exported) -> None:
+def _write(path: Path, content: bytes) -> None:
     """Leaves a program for later processes, and drops what is too many. A full disk is a warning."""
-    content = bytes(program.serialize())
     try:
         path.parent.mkdir(mode=0o700, exist_ok=True)  # as of the compiled ones
         write_atomically(path, lambda file: file.write(hashlib.sha256(content).digest() + content))
