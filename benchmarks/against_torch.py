@@ -14,6 +14,7 @@ sfumato / torch.
 from __future__ import annotations
 
 import argparse
+import copy
 import dataclasses as dc
 import functools
 import json
@@ -147,7 +148,9 @@ def unet(args: argparse.Namespace, controlled: bool = False) -> Pair:
     hint = None if net is None else jax.jit(type(net).hint)(net, jnp.asarray(picture))
     at = jnp.asarray(x), dc.replace(cond, heard=heard), hint
     compiled = (
-        [torch.compile(each) if each is not None else None for each in (theirs, their_net)] if args.compile else []
+        [torch.compile(each, mode=args.compile) if each is not None else None for each in (theirs, their_net)]
+        if args.compile
+        else []
     )
     return Pair(
         lambda: step(ours, net, *at), lambda: reference(theirs, their_net),
@@ -173,7 +176,7 @@ def decode(args: argparse.Namespace) -> Pair:
     x = np.random.default_rng(0).standard_normal((1, args.size, args.size, 4), np.float32)
     run = jax.jit(lambda vae, x: vae.decode(x), compiler_options=compiler.options())
     latents, at = first(x, args.torch_dtype), jnp.asarray(x, args.dtype)
-    compiled = torch.compile(theirs.decode) if args.compile else None
+    compiled = torch.compile(theirs.decode, mode=args.compile) if args.compile else None
     return Pair(
         lambda: run(ours, at), lambda: last(theirs.decode(latents).sample),
         (lambda: last(compiled(latents).sample)) if compiled else None,
@@ -213,8 +216,10 @@ def emoji(args: argparse.Namespace) -> Pair:
     return pipelines(pipeline, model, args, steps=model.steps, size=128, channels=8)
 
 
-def pipelines(pipeline: Any, model: Any, args: argparse.Namespace, steps: int, size: int, channels: int) -> Pair:
-    """Both draw the same prompt from the same noise by DDIM, with the model's own guidance."""
+def pipelines(
+    pipeline: Any, model: Any, args: argparse.Namespace, steps: int, size: int, channels: int, count: int = 1
+) -> Pair:
+    """Both draw the same prompt, `count` times at once, from the same noise by DDIM, with the model's own guidance."""
     import diffusers
 
     import sfumato
@@ -228,18 +233,33 @@ def pipelines(pipeline: Any, model: Any, args: argparse.Namespace, steps: int, s
 
     pipeline.scheduler = diffusers.DDIMScheduler.from_config(pipeline.scheduler.config)
     pipeline.set_progress_bar_config(disable=True)
-    shape = (1, size // model.vae.factor, size // model.vae.factor, channels)
+    shape = (count, size // model.vae.factor, size // model.vae.factor, channels)
     noise, prompt = np.random.default_rng(0).standard_normal(shape, np.float32), "red apple, noto"
-    settings = {"num_inference_steps": steps, "guidance_scale": model.guidance, "output_type": "np"}
-    settings |= {"callback_on_step_end": unguided, "callback_on_step_end_tensor_inputs": ["prompt_embeds"]}
-    ours = {"steps": steps, "size": (size, size), "sampler": "ddim"}
-    at = first(noise, args.torch_dtype)
+    settings = {"num_inference_steps": steps, "guidance_scale": model.guidance, "output_type": "pt"}
+    settings |= {"num_images_per_prompt": count, "height": size, "width": size}
+    if model.guided.stop < 1:
+        settings |= {"callback_on_step_end": unguided, "callback_on_step_end_tensor_inputs": ["prompt_embeds"]}
+    ours = {"steps": steps, "size": (size, size), "sampler": "ddim", "count": count}
+    at = first(noise, args.torch_dtype).to(pipeline.device)
+
+    def reference(pipeline: Any) -> torch.Tensor:
+        return last((pipeline(prompt, latents=at, **settings).images * 255).round().byte().cpu())
+
+    compiled = compiled_pipeline(pipeline, args.compile) if args.compile else None
     return Pair(
-        lambda: sfumato.generate(model, prompt, latents=noise, **ours)[0].array[None] / 255.0,
-        lambda: torch.from_numpy(
-            pipeline(prompt, latents=at, height=size, width=size, **settings).images.astype(np.float32)
-        ),
-    )
+        lambda: np.stack([picture.array for picture in sfumato.generate(model, prompt, latents=noise, **ours)]),
+        lambda: reference(pipeline), (lambda: reference(compiled)) if compiled else None,
+    )  # fmt: skip
+
+
+def compiled_pipeline(pipeline: Any, mode: str) -> Any:
+    """The same with its UNet and its decoder compiled."""
+    vae = copy.copy(pipeline.vae)
+    vae.decode = torch.compile(vae.decode, mode=mode)
+    parts = {"unet": torch.compile(pipeline.unet, mode=mode), "vae": vae}
+    other = type(pipeline)(**{**pipeline.components, **parts})
+    other.set_progress_bar_config(disable=True)
+    return other
 
 
 PAUSE = 1.0
@@ -301,7 +321,7 @@ def main() -> None:
     parser.add_argument("--torch-dtype", choices=("float32", "bfloat16"), help="torch's, if not the same")
     parser.add_argument("--size", type=int, default=64, help="of the latents")
     parser.add_argument("--runs", type=int, default=5)
-    parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--compile", nargs="?", const="default", help="torch.compile, too, in this mode")
     parser.add_argument("--peak", action="store_true", help="the peak of memory instead of seconds")
     parser.add_argument("--side", choices=("ours", "theirs"), help=argparse.SUPPRESS)
     args = parser.parse_args()

@@ -45,41 +45,50 @@ print(json.dumps({"seconds": seconds, "weights": weights, "peak": peak}))
 """
 
 
-def make(folder: Path, dtype: str) -> None:
-    """Saves a model of SD 1.5's shapes with random weights."""
+def make(folder: Path, dtype: str, family: str = "sd1") -> None:
+    """Saves a model with the shapes of SD 1.5, or of the family `family`, and random weights."""
+    import dataclasses as dc
+
     import numpy as np
 
+    from sfumato.adapters.published import TEXT_ENCODERS, UNETS
     from sfumato.io.defaults import SAMPLER, SCHEDULER
     from sfumato.io.family import Family
     from sfumato.io.fill import fill, slots
     from sfumato.io.save import save
     from sfumato.io.tensors import LazyTensor
     from sfumato.model import Model
-    from sfumato.models.clip import VIT_L_14, ClipTextEncoder
-    from sfumato.models.config import UNetConfig
+    from sfumato.models.clip import ClipTextEncoder
     from sfumato.models.layers import abstract
     from sfumato.models.unet import UNet
     from sfumato.models.vae import AutoencoderKL, VAEConfig
     from sfumato.schedule import Schedule
     from sfumato.text.tokenizer import clip_tokenizer
 
-    rng = np.random.default_rng(0)
+    kind = Family(family)
+    drawn = np.random.default_rng(0).standard_normal(2**22, np.float32)
 
     def random(network):
+        def draw(key, shape):  # so that what goes in comes out about as large
+            if len(shape) > 1:
+                return lambda: np.resize(drawn, shape) * np.float32(np.prod(shape[1:]) ** -0.5)
+            return lambda: np.full(shape, key.endswith("weight"), np.float32)
+
         shapes = {slot.key: slot.stored for slot in slots(network).values()}
-        draw = lambda shape: lambda: rng.standard_normal(shape, np.float32) * np.float32(0.02)  # noqa: E731
-        tensors = {key: LazyTensor(shape, np.dtype("float32"), draw(shape)) for key, shape in shapes.items()}
+        tensors = {key: LazyTensor(shape, np.dtype("float32"), draw(key, shape)) for key, shape in shapes.items()}
         return fill(network, tensors, dtype=dtype)
 
     vae = VAEConfig(
         block_out_channels=(128, 256, 512, 512), layers_per_block=2,
         down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4,
     )  # fmt: skip
+    pads = {"text_encoder": "<|endoftext|>", "text_encoder_2": "!"}
     model = Model(
-        random(abstract(UNet, UNetConfig(cross_attention_dim=768, sample_size=64))),
+        random(abstract(UNet, dc.replace(UNETS[kind], sample_size=128 if kind == Family.SDXL else 64))),
         random(abstract(AutoencoderKL, vae)),
-        {"text_encoder": random(abstract(ClipTextEncoder, VIT_L_14))}, {"tokenizer": clip_tokenizer()},
-        Schedule.from_config({**SCHEDULER, **SAMPLER["sd1"]}), Family.SD1,
+        {name: random(abstract(ClipTextEncoder, config)) for name, config in TEXT_ENCODERS[kind].items()},
+        {name.replace("text_encoder", "tokenizer"): clip_tokenizer(pads[name]) for name in TEXT_ENCODERS[kind]},
+        Schedule.from_config({**SCHEDULER, **SAMPLER[kind]}), kind,
     )  # fmt: skip
     save(model, folder)
 

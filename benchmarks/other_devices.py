@@ -4,9 +4,9 @@
     python benchmarks/other_devices.py h100 [--dtype bfloat16] [--rows 2] [--size 64]
     python benchmarks/other_devices.py v5e
 
-One evaluation, with attention as it is chosen for such a device and, beside it, in blocks as on a processor. Prints the
-GiB of temporaries, the calls of fused kernels and the loops of the compiled program. Nothing runs, so there are no
-times. For a GPU that is not there the compiler cannot try forms of a product out, and its default for some does not
+One evaluation, with kernels as they are chosen for such a device and, beside it, as on a processor. Prints the GiB of
+temporaries, those that kernels write in all, the calls of fused kernels, all kernels and the loops of the compiled
+program. Nothing runs, so there are no times. For a GPU that is not there the compiler cannot try forms of a product out, and its default for some does not
 compile; `--xla_gpu_enable_triton_gemm=false`, set here, leaves products to cuBLAS.
 """
 
@@ -15,7 +15,9 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
+import math
 import os
+import re
 from typing import Any
 
 import jax
@@ -80,9 +82,15 @@ def evaluation(unet: UNet, x: Any, t: Any, context: Any) -> Any:
     return unet(x, t, Conditioning(context)).eps
 
 
+def written(line: str) -> int:
+    """Bytes of the results of a line of a compiled program."""
+    results = re.findall(r"\b[a-z]+(\d+)\S*?\[([\d,]*)\]", re.split(r" (?:fusion|custom-call)\(", line)[0])
+    return sum(int(bits) * math.prod(int(size) for size in sizes.split(",") if size) // 8 for bits, sizes in results)
+
+
 def compiled(where: Any, backend: str, dtype: str, rows: int, size: int) -> dict[str, float]:
-    """What comes of it for the device `where`, with the attention of `backend`."""
-    PLACE.default_backend = lambda: backend
+    """What comes of it for the device `where`, with the kernels of `backend`."""
+    PLACE.default_backend = jax.default_backend = lambda: backend
     place = jax.sharding.SingleDeviceSharding(where)
 
     def shape(shape: tuple[int, ...], dtype: str = "float32") -> jax.ShapeDtypeStruct:
@@ -96,9 +104,12 @@ def compiled(where: Any, backend: str, dtype: str, rows: int, size: int) -> dict
         program = jax.jit(evaluation).lower(unet, *at).compile()
     memory, text = program.memory_analysis(), program.as_text() or ""
     assert memory is not None, "this compiler does not tell"
+    kernels = [line for line in text.splitlines() if re.search(r" (fusion|custom-call)\(", line)]
     return {
         "GiB of temporaries": memory.temp_size_in_bytes / 2**30,
+        "GiB written": sum(written(line) for line in kernels) / 2**30,
         "fused": sum(map(text.count, (*(f'"{name}"' for name in fused.CALLS), '"tpu_custom_call"'))),
+        "kernels": len(kernels),
         "loops": text.count(" while("),
     }
 
@@ -114,8 +125,8 @@ def main() -> None:
     where = device(args.device)
     for name, backend in (("as chosen", "gpu" if args.device == "h100" else "tpu"), ("as on a processor", "cpu")):
         found = compiled(where, backend, args.dtype, args.rows, args.size)
-        print(f"attention {name:18}", ", ".join(f"{key} {value:.3g}" for key, value in found.items()))
-        print(json.dumps({**vars(args), "attention": name, **found}), flush=True)
+        print(f"{name:18}", ", ".join(f"{key} {value:.3g}" for key, value in found.items()))
+        print(json.dumps({**vars(args), "kernels": name, **found}), flush=True)
 
 
 if __name__ == "__main__":

@@ -31,7 +31,13 @@ AESTHETIC = {COND: 6.0, UNCOND: 2.5}
 """The aesthetic scores that SDXL's refiner is told (arXiv:2307.01952, appendix; the values of the reference)."""
 
 TILED_FROM = 96 * 96
-"""Pictures of more latents than this pass the autoencoder tile by tile."""
+"""Pictures of more latents than this pass the autoencoder tile by tile on a processor, and on a device with memory of
+its own if a `SHARE` of that is not enough for the whole."""
+
+LATENT = 2**18
+"""Bytes that the autoencoder needs for each latent of a whole picture, in float32 (benchmarks/vae_memory.py)."""
+
+SHARE = 1 / 4
 
 
 @dc.dataclass(frozen=True)
@@ -172,7 +178,10 @@ def decode(
 
 def tiling(shape: tuple[int, int, int], wish: bool | None) -> bool:
     """Whether to pass the autoencoder tile by tile."""
-    return shape[0] * shape[1] > TILED_FROM if wish is None else bool(wish)
+    if wish is not None:
+        return bool(wish)
+    memory = (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit", 0)
+    return shape[0] * shape[1] > max(TILED_FROM, SHARE * memory / LATENT)
 
 
 def columns(table: Table, noise: Any) -> Any:

@@ -36,10 +36,13 @@ def test_values_and_gradients(shape, groups):
         np.testing.assert_allclose(found, expected, atol=2e-5 * np.abs(expected).max())
 
 
-@pytest.mark.parametrize("many", [0, normalization.MANY], ids=["by line", "at once"])
-def test_bfloat16_is_summed_up_in_float32(many, monkeypatch):
+@pytest.mark.parametrize(
+    ("many", "backend"), [(0, "cpu"), (normalization.MANY, "cpu"), (0, "gpu")], ids=["by line", "at once", "gpu"]
+)
+def test_bfloat16_is_summed_up_in_float32(many, backend, monkeypatch):
     """Far from zero, where sums in bfloat16 would lose everything; each gradient has the type of what it is of."""
     monkeypatch.setattr(normalization, "MANY", many)
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)
     x, scale, bias, gradient = example((2, 32, 32, 16))
     x = x.astype(jnp.bfloat16) + jnp.bfloat16(5)
     kinds = x.dtype, scale.dtype, jnp.bfloat16
@@ -59,6 +62,16 @@ def test_line_by_line_is_at_once():
     for one, other in zip(*(way(x, 4) for way in ways), strict=True):
         assert one.shape == other.shape == (2, 1, 8)
         np.testing.assert_allclose(one, other, rtol=1e-6)
+
+
+def test_one_pass_is_two():
+    """Also where the mean is ten times the deviation."""
+    x = (example((2, 32, 32, 16))[0] + 10).astype(jnp.bfloat16)
+    for one, other in zip(normalization._at_once(x, 4), normalization._moments(x, 4), strict=True):
+        assert one.shape == other.shape == (2, 1, 16)
+        np.testing.assert_allclose(one, other, rtol=2e-4)
+    zero = normalization._at_once(jnp.full((1, 3, 3, 4), 0.1, jnp.bfloat16), 2)[1]
+    assert (np.asarray(zero) >= 0).all()
 
 
 def test_a_large_picture_of_half_precision_is_not_widened():

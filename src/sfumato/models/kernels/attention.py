@@ -51,30 +51,44 @@ def attention(
     """Scaled dot-product attention (arXiv:1706.03762, eq. 1); `mask` is added to the logits.
 
     Large maps are never held whole, and are made again in the backward pass: on a processor one head and one block of
-    queries at a time; on a GPU or TPU by a fused kernel, or in few blocks where none takes the arrays. Under a mesh
-    (`jax.sharding.use_abstract_mesh`) each device does this with its own rows, or with all if they cannot be divided.
+    queries at a time; on a GPU or TPU by a fused kernel, or in few blocks where none takes the arrays. On a GPU small
+    ones without a mask are fused, too. Under a mesh (`jax.sharding.use_abstract_mesh`) each device does this with its
+    own rows, or with all if they cannot be divided.
     """
     dtype, (q, k, v) = q.dtype, widened(q, k, v)
     if q.dtype != dtype:
         return attention(q, k, v, mask).astype(dtype)
-    if mask is not None or q.shape[1] * k.shape[1] <= BLOCKED_FROM:
-        return _heads(q, k, v, mask) if default_backend() == "cpu" else weigh(attention_map(q, k, mask), v)
-    form, mesh = _form(q, k, default_backend()), jax.sharding.get_abstract_mesh()
-    if not divided():
-        return form(q, k, v)
+    form, mesh = _form(q, k, mask, default_backend()), jax.sharding.get_abstract_mesh()
+    if form is None or not divided():
+        return _defined(q, k, v, mask) if form is None else form(q, k, v)
     rows = jax.sharding.PartitionSpec(mesh.axis_names if q.shape[0] % mesh.size == 0 else None)
     return jax.shard_map(form, in_specs=rows, out_specs=rows, check_vma=False)(q, k, v)
 
 
-def _form(q: Float[Array, "B Q N D"], k: Float[Array, "B K N D"], backend: str) -> Attention:
-    """How to make attention with a large map where jax computes on `backend`."""
+def _form(
+    q: Float[Array, "B Q N D"], k: Float[Array, "B K N D"], mask: Float[Array, "#B #N #Q K"] | None, backend: str
+) -> Attention | None:
+    """How to make attention where jax computes on `backend`, None for all heads at once as it is defined."""
+    small = mask is not None or q.shape[1] * k.shape[1] <= BLOCKED_FROM
     if backend == "cpu":
-        return _by_head
-    # A program for a processor of the same machine has the processor's form. Without the checkpoint the backward pass
+        return None if small else _by_head
+    kernels = {} if mask is not None or (small and backend == "tpu") else fused(q, k, backend)
+    if small and not kernels:
+        return None
+    # A program for a processor of the same machine has the processor's form. Without the checkpoints the backward pass
     # would be given what every platform keeps for it.
-    return jax.checkpoint(
-        functools.partial(lax.platform_dependent, cpu=_by_head, default=_by_queries, **fused(q, k, backend))
-    )
+    own, other = map(jax.checkpoint, (_heads, _defined)) if small else (_by_head, _by_queries)
+    return jax.checkpoint(functools.partial(lax.platform_dependent, cpu=own, default=other, **kernels))
+
+
+def _defined(
+    q: Float[Array, "B Q N D"],
+    k: Float[Array, "B K N D"],
+    v: Float[Array, "B K N D"],
+    mask: Float[Array, "#B #N #Q K"] | None = None,
+) -> Float[Array, "B Q N D"]:
+    """`attention` as it is defined; on a processor in the form that suits it."""
+    return _heads(q, k, v, mask) if default_backend() == "cpu" else weigh(attention_map(q, k, mask), v)
 
 
 def _by_queries(
@@ -131,7 +145,7 @@ def _heads(
     q: Float[Array, "B Q N D"],
     k: Float[Array, "B K N D"],
     v: Float[Array, "B K N D"],
-    mask: Float[Array, "#B #N #Q K"] | None,
+    mask: Float[Array, "#B #N #Q K"] | None = None,
 ) -> Float[Array, "B Q N D"]:
     """`attention` of all heads at once."""
     batch, queries, heads, _ = q.shape

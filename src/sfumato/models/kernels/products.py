@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array
@@ -26,6 +27,9 @@ def widened(*arrays: Array) -> Sequence[Array]:
 
 def dot_general(lhs: Array, rhs: Array, dimension_numbers: Any, precision: Any = None, **kwargs: Any) -> Array:
     """`jax.lax.dot_general` with float32 (or better) accumulation and the result in the type of `lhs`."""
-    kwargs["preferred_element_type"] = jnp.promote_types(lhs.dtype, jnp.float32)
+    # Devices with units for products sum up in float32 in any case. Asked for a result of that type, a GPU writes it to
+    # memory, and rounds it when it is read again.
+    on_processor = jax.default_backend() == "cpu"
+    kwargs["preferred_element_type"] = jnp.promote_types(lhs.dtype, jnp.float32) if on_processor else lhs.dtype
     some, others = widened(lhs, rhs)
     return lax.dot_general(some, others, dimension_numbers, precision=precision, **kwargs).astype(lhs.dtype)
