@@ -6,8 +6,9 @@
 
 One evaluation, with kernels as they are chosen for such a device and, beside it, as on a processor. Prints the GiB of
 temporaries, those that kernels write in all, the calls of fused kernels, all kernels and the loops of the compiled
-program. Nothing runs, so there are no times. For a GPU that is not there the compiler cannot try forms of a product out, and its default for some does not
-compile; `--xla_gpu_enable_triton_gemm=false`, set here, leaves products to cuBLAS.
+program. Nothing runs, so there are no times. For a GPU that is not there the compiler cannot try forms of a product
+out, and its default for some does not compile; `--xla_gpu_enable_triton_gemm=false`, set here, leaves products to
+cuBLAS.
 """
 
 from __future__ import annotations
