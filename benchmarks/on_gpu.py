@@ -6,12 +6,14 @@
 From the prompt to the picture, at 512 x 512 for SD 1.5's shapes and 1024 x 1024 for SDXL's, with random weights and
 guidance. torch runs in channels_last, once as it is and with --compile also compiled, UNet and decoder; the better of
 the two counts. Prints medians, the ratio sfumato / torch, and which share of the card's rate for products of bfloat16,
-measured in the same process, sfumato's operations are. With --ours torch draws nothing.
+measured in the same process, sfumato's operations are. With --ours torch draws nothing; --profile also prints the
+kernels of a run of sfumato that take the most time.
 """
 
 from __future__ import annotations
 
 import argparse
+import collections
 import json
 import os
 import statistics
@@ -77,7 +79,7 @@ def torch_pipeline(folder: str) -> Any:
     return pipeline
 
 
-def alone(model: Any, count: int, steps: int, size: int, runs: int) -> dict[str, Any]:
+def alone(model: Any, count: int, steps: int, size: int, runs: int, profile: bool) -> dict[str, Any]:
     """sfumato's part of `against_torch.compare`."""
     noise = np.random.default_rng(0).standard_normal((count, size // 8, size // 8, 4), np.float32)
 
@@ -89,7 +91,29 @@ def alone(model: Any, count: int, steps: int, size: int, runs: int) -> dict[str,
 
     began = timed(draw)[1]
     times = [timed(draw)[1] for _ in range(runs)]
+    if profile:
+        print(kernels(draw))
     return {"ours, s": statistics.median(times), "spread": {"ours": [min(times), max(times)]}, "first": {"ours": began}}
+
+
+def kernels(call: Any, most: int = 40) -> str:
+    """The kernels of a call, with the time of all that have a name, how many they are, and that of one."""
+    times: collections.Counter[str] = collections.Counter()
+    counts: collections.Counter[str] = collections.Counter()
+    with tempfile.TemporaryDirectory() as folder:
+        with jax.profiler.trace(folder):
+            call()
+        (path,) = Path(folder).rglob("*.xplane.pb")
+        for plane in jax.profiler.ProfileData.from_file(str(path)).planes:
+            for line in plane.lines:
+                if "GPU" in plane.name and line.name.startswith("Stream"):
+                    for event in line.events:
+                        times[event.name[:90]] += event.duration_ns
+                        counts[event.name[:90]] += 1
+    lines = [f"{sum(times.values()) / 1e6:9.2f} ms in {counts.total()} kernels"]
+    for name, time in times.most_common(most):
+        lines.append(f"{time / 1e6:9.2f} ms {counts[name]:7} x {time / counts[name] / 1e3:8.1f} us  {name}")
+    return "\n".join(lines)
 
 
 def main() -> None:
@@ -100,6 +124,7 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--compile", help="torch.compile, too, in this mode")
     parser.add_argument("--ours", action="store_true", help="sfumato alone")
+    parser.add_argument("--profile", action="store_true", help="with --ours: the kernels that take the most time")
     args = parser.parse_args()
     args.dtype = args.torch_dtype = "bfloat16"
     size, fastest = SIZES[args.family], rate()
@@ -111,7 +136,7 @@ def main() -> None:
         pipeline = None if args.ours else torch_pipeline(folder)
     for count in args.counts:
         if pipeline is None:
-            found = alone(model, count, args.steps, size, args.runs)
+            found = alone(model, count, args.steps, size, args.runs, args.profile)
         else:
             found = compare(pipelines(pipeline, model, args, args.steps, size, 4, count), args.runs)
         share = operations(args.family, count, args.steps, size) / found["ours, s"] / fastest
