@@ -104,11 +104,13 @@ def unet(args: argparse.Namespace, controlled: bool = False) -> Pair:
     from sfumato.models.config import ControlNetConfig, UNetConfig, from_dict
     from sfumato.models.controlnet import ControlNet
     from sfumato.models.unet import UNet
+    from sfumato.prepare import prepared
     from sfumato.types import Conditioning
 
     config, rng = UNETS[args.family], np.random.default_rng(0)
     theirs = module(UNet2DConditionModel, config, args.torch_dtype)
-    ours = twin(UNet, from_dict(UNetConfig, config), theirs, args.dtype)
+    change = prepared if args.prepare else lambda network: network
+    ours = change(twin(UNet, from_dict(UNetConfig, config), theirs, args.dtype))
     x = rng.standard_normal((2, args.size, args.size, 4), np.float32)
     context = rng.standard_normal((2, 77, config["cross_attention_dim"]), np.float32)
     added, cond = None, Conditioning(jnp.asarray(context))
@@ -125,7 +127,7 @@ def unet(args: argparse.Namespace, controlled: bool = False) -> Pair:
     if controlled:
         shared = {key: value for key, value in config.items() if key not in ("sample_size", "up_block_types")}
         their_net = module(ControlNetModel, shared, args.torch_dtype)
-        net = twin(ControlNet, from_dict(ControlNetConfig, shared), their_net, args.dtype)
+        net = change(twin(ControlNet, from_dict(ControlNetConfig, shared), their_net, args.dtype))
         picture = rng.uniform(size=(2, 8 * args.size, 8 * args.size, 3)).astype(np.float32)
 
     @functools.partial(jax.jit, compiler_options=compiler.options())
@@ -196,6 +198,7 @@ def generate(args: argparse.Namespace) -> Pair:
             folder, torch_dtype=getattr(torch, args.torch_dtype), safety_checker=None
         )
         model = sfumato.load(folder, dtype=args.dtype)
+        model = sfumato.prepare(model) if args.prepare else model
         jax.block_until_ready((model.unet, model.vae))
     for part in (pipeline.unet, pipeline.vae):
         part.to(memory_format=torch.channels_last)
@@ -322,6 +325,7 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=64, help="of the latents")
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--compile", nargs="?", const="default", help="torch.compile, too, in this mode")
+    parser.add_argument("--prepare", action="store_true", help="sfumato's kernels by sfumato.prepare")
     parser.add_argument("--peak", action="store_true", help="the peak of memory instead of seconds")
     parser.add_argument("--side", choices=("ours", "theirs"), help=argparse.SUPPRESS)
     args = parser.parse_args()

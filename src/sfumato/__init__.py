@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from sfumato.io.load import blank, load, load_controlnet
     from sfumato.io.save import save
     from sfumato.model import Model
+    from sfumato.prepare import prepare
     from sfumato.quantize import quantize
     from sfumato.schedule import Schedule
     from sfumato.types import Conditioning, Prediction, Residuals, Window
@@ -65,6 +66,7 @@ _HOMES = {
     "io.load": ("blank", "load", "load_controlnet"),
     "io.save": ("save",),
     "model": ("Model",),
+    "prepare": ("prepare",),
     "quantize": ("quantize",),
     "schedule": ("Schedule",),
     "types": ("Conditioning", "Prediction", "Residuals", "Window"),
@@ -76,7 +78,7 @@ __all__ = [
     "DeepCache", "Depth", "Edit", "Embedding", "FileError", "Images", "Inpaint", "InstructPix2Pix", "Lora",
     "MismatchError", "Model", "Picture", "Pix2PixZero", "Prediction", "Residuals", "Schedule", "SfumatoError",
     "TokenMerging", "Window", "__version__", "annotate", "annotators", "blank", "generate", "inspect", "invert", "load",
-    "load_controlnet", "load_embedding", "load_lora", "quantize", "save", "save_embedding", "save_lora",
+    "load_controlnet", "load_embedding", "load_lora", "prepare", "quantize", "save", "save_embedding", "save_lora",
 ]  # fmt: skip
 
 

@@ -63,17 +63,17 @@ class Figures:
 
 def bench(
     source: str, *, steps: int | None = None, size: tuple[int, int] | None = None, count: int = 1, runs: int = 5,
-    dtype: str | None = None, int8: bool = False,
+    dtype: str | None = None, int8: bool = False, prepare: bool = False,
 ) -> Figures:  # fmt: skip
     """Loads the model `source`, draws `count` pictures at once with its own guidance, and that `runs` times more;
-    with `int8` after `sfumato.quantize`, whose time counts as loading.
+    with `int8` after `sfumato.quantize`, with `prepare` after `sfumato.prepare`, whose time counts as loading.
 
     Raises SfumatoError for fewer than 1 run, and for what `sfumato.generate` would not take.
     """
     if runs < 1:
         raise SfumatoError(f"runs must be a whole number from 1 on, not {runs}.")
-    prepared = sfumato.quantize if int8 else lambda model: model
-    model, load = timed(lambda: prepared(sfumato.load(source, dtype=dtype)))
+    change = sfumato.quantize if int8 else sfumato.prepare if prepare else lambda model: model
+    model, load = timed(lambda: change(sfumato.load(source, dtype=dtype)))
     steps = model.steps if steps is None else steps
     width, height = size_of(model, size)
 
@@ -92,8 +92,8 @@ def bench(
         times["decoded"].append(timed(lambda: decode(model.vae, latents, tiled))[1])
     program = {
         "model": model.name or source, "family": str(model.family), "dtype": model.dtype, "int8": int8,
-        "size": [width, height], "steps": steps, "pictures": count, "guidance": model.guidance, "runs": runs,
-        "tuned": tuned(),
+        "prepare": prepare, "size": [width, height], "steps": steps, "pictures": count, "guidance": model.guidance,
+        "runs": runs, "tuned": tuned(),
     }  # fmt: skip
     spread = {name: Times(tuple(each)) for name, each in times.items()}
     return Figures(machine(), program, load, first, memory=memory(), **spread)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses as dc
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from flax import nnx
 
@@ -11,6 +11,7 @@ from sfumato.adapters.live import replaced
 from sfumato.errors import SfumatoError
 from sfumato.model import Model
 from sfumato.models.controlnet import ControlNet
+from sfumato.models.held import Held, held
 from sfumato.models.int8 import Int8, is_int8
 
 K = TypeVar("K", Model, ControlNet)
@@ -30,21 +31,30 @@ def quantize(model: K) -> K:
     Until the model given is let go of, both are in memory.
 
     LoRAs that are merged come first; live ones may come before or after. Such a model is neither saved nor trained. One
-    that is int8 already comes back as it is. Raises SfumatoError for what is no model.
+    that is int8 already comes back as it is. Raises SfumatoError for what is no model, and for one that is prepared.
     """
+    check_changeable(model, "quantized", Int8)
     if isinstance(model, ControlNet):
         return quantized(model)
-    if not isinstance(model, Model):
-        raise SfumatoError(
-            "A model (sfumato.load) or a ControlNet (sfumato.load_controlnet) can be quantized, not a "
-            f"{type(model).__name__}."
-        )
     if is_int8(model.unet):
         return model
     encoders = {name: quantized(encoder) for name, encoder in model.text_encoders.items()}
     return dc.replace(
         model, unet=quantized(model.unet), text_encoders=encoders, adapters=(*model.adapters, "int8 weights")
     )
+
+
+def check_changeable(model: Any, done: str, kind: type[Held]) -> None:
+    """Raises SfumatoError for what is neither a model nor a ControlNet, and for kernels in another form than `kind`'s.
+    `done` says what is to be done."""
+    if not isinstance(model, Model | ControlNet):
+        raise SfumatoError(
+            f"A model (sfumato.load) or a ControlNet (sfumato.load_controlnet) can be {done}, not a "
+            f"{type(model).__name__}."
+        )
+    found = held(model.unet if isinstance(model, Model) else model)
+    if found not in (None, kind):
+        raise SfumatoError(f"The kernels of this model are {found.form}, so it cannot be {done}; take it as it was.")
 
 
 def quantized(network: N) -> N:

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float
 
 from sfumato.adapters.delta import Delta, LowRank, changed, constant, turned, wide
 from sfumato.models import kernels
-from sfumato.models.int8 import Int8
+from sfumato.models.held import Held
 
 M = TypeVar("M", bound=nnx.Module)
 
@@ -25,7 +25,7 @@ class Adapted(nnx.Module):
 
     Low-rank changes are applied to the input, x down up, and never multiplied out (arXiv:2106.09685, section 4.1);
     other kinds change the kernel in every call, and so does everything on a layer where one has a magnitude (DoRA).
-    An int8 kernel is turned back first.
+    A kernel that is int8 or prepared is turned back first.
     """
 
     def __init__(self, layer: nnx.Module, deltas: tuple[Delta, ...], strengths: tuple[Float[Array, ""], ...]):
@@ -43,7 +43,7 @@ class Adapted(nnx.Module):
         beside = [] if any(delta.magnitude is not None for delta in self.deltas) else [
             (delta, strength) for delta, strength in pairs if isinstance(delta, LowRank)
         ]  # fmt: skip
-        layer: Any = self.layer.restored(x) if isinstance(self.layer, Int8) else self.layer
+        layer: Any = self.layer.restored(x) if isinstance(self.layer, Held) else self.layer
         for delta, strength in pairs:
             if not any(delta is each for each, _ in beside):
                 layer = merged(layer, delta, strength)

@@ -19,7 +19,7 @@ from sfumato.errors import MismatchError, SfumatoError
 from sfumato.io.fill import slots
 from sfumato.model import Model, family_of_config
 from sfumato.models.controlnet import ControlNet
-from sfumato.models.int8 import Int8
+from sfumato.models.held import Held
 from sfumato.types import pytree, static
 
 K = TypeVar("K", Model, ControlNet)
@@ -57,15 +57,17 @@ class Lora:
 
         A ControlNet takes what was trained on it, or the encoder half of what was trained on a UNet. The tokens in
         `embeddings` are not part of it. Raises MismatchError if layers or shapes do not fit, and SfumatoError for
-        what is no strength and no model, and for int8 kernels, which nothing is merged into.
+        what is no strength and no model, and for kernels that are int8 or prepared, which nothing is merged into.
         """
         networks, layers = _networks(model), self._layers(model)
         for component, deltas in layers.items():
             _check(component, networks.get(component), deltas, _name(model))
-            if not live and any(isinstance(_layer(networks[component], path), Int8) for path in deltas):
+            layers_of = (_layer(networks[component], path) for path in deltas)
+            into = None if live else next((layer for layer in layers_of if isinstance(layer, Held)), None)
+            if into is not None:
                 raise SfumatoError(
-                    "A LoRA cannot be merged into int8 kernels: apply it first and quantize then, or apply it with "
-                    "live=True."
+                    f"A LoRA cannot be merged into {into.form} kernels: apply it first and {into.made_by} then, or "
+                    "apply it with live=True."
                 )
         done = dict(networks)
         for component, deltas in layers.items():

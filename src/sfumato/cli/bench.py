@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from sfumato.cli.int8 import Int8Option
+from sfumato.cli.kernels import Int8Option, PrepareOption, check_kernels
 from sfumato.cli.size import parsed_size
 from sfumato.embedded import DEFAULT
 from sfumato.errors import SfumatoError
@@ -27,6 +27,7 @@ def bench(
     runs: Annotated[int, typer.Option(help="How many times.")] = 5,
     dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16.")] = None,
     int8: Annotated[bool, Int8Option] = False,
+    prepare: Annotated[bool, PrepareOption] = False,
     tune: Annotated[bool, typer.Option("--tune", help="Instead of a model, measure the kernels with other sizes of "
                                        "blocks, which takes minutes, and keep the fastest for later runs.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
@@ -37,14 +38,17 @@ def bench(
     if tune:
         from sfumato.tune import tune as measured
 
-        if (model, steps, size, count, dtype, int8) != (DEFAULT, None, None, 1, None, False):
+        if (model, steps, size, count, dtype, int8, prepare) != (DEFAULT, None, None, 1, None, False, False):
             raise SfumatoError("--tune measures no model: of the other options it takes --runs and --json alone.")
         choices, path = measured(runs=runs, watch=lambda line: typer.echo(line, err=True))
         typer.echo(dumps([vars(choice) for choice in choices], indent=2) if json else chosen(choices, path))
         return
     from sfumato.bench import bench as measure
 
-    figures = measure(model, steps=steps, size=parsed_size(size), count=count, runs=runs, dtype=dtype, int8=int8)
+    check_kernels(int8, prepare)
+    figures = measure(
+        model, steps=steps, size=parsed_size(size), count=count, runs=runs, dtype=dtype, int8=int8, prepare=prepare
+    )
     typer.echo(dumps(figures.record(), indent=2) if json else table(figures))
 
 
@@ -66,7 +70,7 @@ def table(figures: Figures) -> str:
     """The figures for people."""
     machine, program = figures.machine, figures.program
     pictures = f"{program['pictures']} picture{'s' * (program['pictures'] != 1)}"
-    weights = ", int8 weights" * program["int8"]
+    weights = ", int8 weights" * program["int8"] + ", prepared" * program["prepare"]
     lines = [
         f"{machine['processor']}, {machine['cores']} cores; {', '.join(machine['devices'])}",
         f"sfumato {machine['sfumato']}, jax {machine['jax']}, Python {machine['python']}",

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sfumato.cli.adapters import EmbeddingOption, LoraOption, adapted, parse_lora
-from sfumato.cli.int8 import Int8Option
+from sfumato.cli.kernels import Int8Option, PrepareOption, check_kernels, held
 from sfumato.cli.size import parsed_size
 from sfumato.cli.status import INTERRUPTED
 from sfumato.embedded import DEFAULT, controlnet_for
@@ -69,6 +69,7 @@ def generate(
     batch: Annotated[int | None, typer.Option(help="How many pictures to make at once; all.")] = None,
     dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16.")] = None,
     int8: Annotated[bool, Int8Option] = False,
+    prepare: Annotated[bool, PrepareOption] = False,
     vae: Annotated[str | None, typer.Option(help="Another autoencoder: a path or hub id.")] = None,
     clip_skip: Annotated[int, typer.Option(help="Leave out that many more of the text encoder's layers.")] = 0,
     literal: Annotated[bool, typer.Option("--literal", help="No weights in the prompt: (a) and [a] are text.")] = False,
@@ -80,6 +81,7 @@ def generate(
     from sfumato.controls import Inpaint
 
     try:
+        check_kernels(int8, prepare)
         controls = [_control(text, model) for text in control or ()]
         others = _faster(deepcache, token_merging)
         adapters = [parse_lora(text) for text in lora or ()], list(embedding or ())
@@ -95,8 +97,9 @@ def generate(
         rounds = math.ceil(count / (batch or count))
         watch = Watch(rounds, quiet=quiet or json)
         images = _drawn(
-            prompt, _Source(model, dtype, vae, adapters, int8), (guidance, rescale), controls, others, settings, watch
-        )
+            prompt, _Source(model, dtype, vae, adapters, int8, prepare), (guidance, rescale), controls, others,
+            settings, watch,
+        )  # fmt: skip
         files = [images.grid().save(out)] if grid else images.save(out)
         if json or not quiet:
             _tell(images, files, watch, json)
@@ -116,23 +119,20 @@ class _Source:
     vae: str | None
     adapters: tuple[list[tuple[str, float]], list[str]]
     int8: bool
+    prepare: bool
 
     def model(self) -> Any:
         """The model with its adapters."""
         import sfumato
 
-        return self._prepared(adapted(sfumato.load(self.name, dtype=self.dtype, vae=self.vae), *self.adapters))
+        model = adapted(sfumato.load(self.name, dtype=self.dtype, vae=self.vae), *self.adapters)
+        return held(model, self.int8, self.prepare)
 
     def controlnet(self, name: str) -> Any:
         """A ControlNet for it."""
         import sfumato
 
-        return self._prepared(sfumato.load_controlnet(name, dtype=self.dtype))
-
-    def _prepared(self, network: Any) -> Any:
-        import sfumato
-
-        return sfumato.quantize(network) if self.int8 else network
+        return held(sfumato.load_controlnet(name, dtype=self.dtype), self.int8, self.prepare)
 
 
 def _drawn(

@@ -23,7 +23,7 @@ from sfumato.io.load import tokenizer_name
 from sfumato.model import Model
 from sfumato.models.config import to_dict
 from sfumato.models.controlnet import ControlNet
-from sfumato.models.int8 import is_int8
+from sfumato.models.held import held
 
 FORMAT_VERSION = "0.42.1"
 """The version of diffusers whose format is written."""
@@ -57,14 +57,17 @@ def save(model: Model | ControlNet, folder: str | Path, *, overwrite: bool = Fal
     """Writes `model` to `folder` in the diffusers layout, and returns the folder.
 
     The folder appears only when it is complete. Raises SfumatoError if it is there already, unless `overwrite`,
-    and for a model that LoRAs are live on or whose kernels are int8.
+    and for a model that LoRAs are live on or whose kernels are int8 or prepared.
     """
     folder = Path(folder)
     networks = [model] if isinstance(model, ControlNet) else [model.unet, *model.text_encoders.values()]
     if any(map(is_live, networks)):
         raise SfumatoError("A LoRA is live on this model, beside its weights; apply it without live=True to save both.")
-    if any(map(is_int8, networks)):
-        raise SfumatoError("The kernels of this model are int8, which the format has no place for; save it as it was.")
+    kind = next(filter(None, map(held, networks)), None)
+    if kind is not None:
+        raise SfumatoError(
+            f"The kernels of this model are {kind.form}, which the format has no place for; save it as it was."
+        )
     if folder.exists() and not overwrite and (not folder.is_dir() or any(folder.iterdir())):
         raise SfumatoError(f"{folder} is there already; name another folder or say overwrite=True.")
     folder.parent.mkdir(parents=True, exist_ok=True)

@@ -11,21 +11,24 @@ from jaxtyping import Array, Float, Float32
 from jaxtyping import Int8 as Whole
 
 from sfumato.models import kernels
+from sfumato.models.held import Held, with_kernel
 
 LARGEST = 127
 """Kernels are symmetric: -128 is not used."""
 
 
-class Int8(nnx.Module):
+class Int8(Held):
     """A dense layer or convolution with its kernel as int8, and one float32 scale for each output channel.
 
     The kernel is turned back into the type of the input in every call, and rounded no more than once: with the scale
     applied to the product instead, float16 would overflow where the layer itself does not.
     """
 
+    form, made_by = "int8", "quantize"
+
     def __init__(self, layer: nnx.Linear | nnx.Conv):
         whole, scale = rounded(layer.kernel[...])
-        self.layer = _with_kernel(layer, whole)
+        self.layer = with_kernel(layer, whole)
         self.scale = nnx.Param(scale)
 
     @property
@@ -33,15 +36,10 @@ class Int8(nnx.Module):
         """The whole numbers."""
         return self.layer.kernel
 
-    @property
-    def bias(self) -> nnx.Param | None:
-        """The layer's bias, as it was."""
-        return self.layer.bias
-
     def restored(self, x: Float[Array, "B *space I"]) -> Any:
         """The ordinary layer for an input, in its type."""
         whole = kernels.after(x, self.kernel[...])
-        return _with_kernel(self.layer, (whole * self.scale[...]).astype(x.dtype))
+        return with_kernel(self.layer, (whole * self.scale[...]).astype(x.dtype))
 
     def __call__(self, x: Float[Array, "B *space I"]) -> Float[Array, "B *space2 O"]:
         return self.restored(x)(x)
@@ -59,10 +57,3 @@ def rounded(kernel: Float[Array, "*space I O"]) -> tuple[Whole[Array, "*space I 
 def is_int8(network: nnx.Module) -> bool:
     """Whether any layer has its kernel as int8."""
     return any(isinstance(module, Int8) for _, module in nnx.iter_modules(network))
-
-
-def _with_kernel(layer: Any, kernel: Array) -> Any:
-    """The layer with another kernel; everything else is the same arrays."""
-    layer = jax.tree.map(lambda a: a, layer)
-    layer.kernel = layer.kernel.replace(kernel)
-    return layer

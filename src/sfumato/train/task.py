@@ -16,7 +16,7 @@ from jaxtyping import Array, Float
 from sfumato.adapters.live import copied
 from sfumato.errors import SfumatoError
 from sfumato.images import Images
-from sfumato.models.int8 import is_int8
+from sfumato.models.held import held
 from sfumato.train.samples import Sampling
 
 T = TypeVar("T")
@@ -54,9 +54,12 @@ def masters(tree: T) -> T:
 
 
 def check_float(*networks: nnx.Module) -> None:
-    """Raises SfumatoError for int8 kernels, which have no gradient."""
-    if any(map(is_int8, networks)):
-        raise SfumatoError("The kernels of this model are int8 and cannot be trained; train it as it was before.")
+    """Raises SfumatoError for kernels that are int8 or prepared, which have no gradient."""
+    kind = next(filter(None, map(held, networks)), None)
+    if kind is not None:
+        raise SfumatoError(
+            f"The kernels of this model are {kind.form} and cannot be trained; train it as it was before."
+        )
 
 
 def cast(tree: T, dtype: Any) -> T:

@@ -8,11 +8,12 @@ measurements behind it.
 
 from sfumato.models.kernels.attention import attention, attention_map, weigh
 from sfumato.models.kernels.blocks import in_blocks
-from sfumato.models.kernels.convolution import conv_general_dilated
+from sfumato.models.kernels.convolution import conv_general_dilated, filtered, in_basis
 from sfumato.models.kernels.normalization import group_norm
 from sfumato.models.kernels.order import after
 from sfumato.models.kernels.products import dot_general
 
 __all__ = [
-    "after", "attention", "attention_map", "conv_general_dilated", "dot_general", "group_norm", "in_blocks", "weigh",
+    "after", "attention", "attention_map", "conv_general_dilated", "dot_general", "filtered", "group_norm", "in_basis",
+    "in_blocks", "weigh",
 ]  # fmt: skip

@@ -14,6 +14,7 @@ from jaxtyping import Array, Float
 
 from sfumato.models.kernels import winograd
 from sfumato.models.kernels.mesh import divided
+from sfumato.models.kernels.order import after
 from sfumato.models.kernels.packed import moved
 from sfumato.models.kernels.products import dot_general, multiplied_in, widened
 from sfumato.models.kernels.table import NEVER, Table, in_use
@@ -112,6 +113,35 @@ def taps(
     rows = moved(around, x).reshape(-1, 9 * x.shape[-1])
     out = jnp.dot(rows, kernel.reshape(rows.shape[1], -1), preferred_element_type=jnp.float32)
     return out.reshape(len(x), height, width, -1).astype(dtype)
+
+
+@jax.custom_vjp
+def filtered(x: Float[Array, "B H W I"], kernel: Float[Array, "16 I O"]) -> Float[Array, "B H W O"]:
+    """A convolution of 3 x 3 that keeps the size, with a kernel in the basis of `winograd.F2`. It has gradients by the
+    picture; those by the kernel are zero."""
+
+    def on_processor(x: Array, kernel: Array) -> Array:
+        name, within = multiplied_in(x.dtype).name, multiplied_in(x.dtype)
+        many = in_use().bfloat16_f2 if name == "bfloat16" else MANY
+        block = in_use().f2_block if math.prod(x.shape[:3]) >= many else FEW
+        kernel = kernel if kernel.dtype == within else after(x, kernel).astype(within)
+        return winograd.filtered(x, list(kernel), winograd.F2, block)
+
+    def elsewhere(x: Array, kernel: Array) -> Array:
+        return native(x, winograd.back(kernel).astype(x.dtype))
+
+    return lax.platform_dependent(x, kernel, cpu=on_processor, default=elsewhere)
+
+
+filtered.defvjp(
+    lambda x, kernel: (filtered(x, kernel), kernel),
+    lambda kernel, gradient: (filtered(gradient, winograd.turned(kernel)), jnp.zeros_like(kernel)),
+)
+
+
+def in_basis(kernel: Float[Array, "3 3 I O"]) -> Float[Array, "16 I O"]:
+    """What `filtered` takes, in the type of the kernel."""
+    return jnp.stack(winograd.moved(kernel, winograd.F2, kernel.dtype))
 
 
 def native(

@@ -69,6 +69,30 @@ def convolve(
     x: Float[Array, "B H W I"], kernel: Float[Array, "3 3 I O"], form: Form, block: int
 ) -> Float[Array, "B H W O"]:
     """The convolution with a padding of 1, block by block of tiles: about `block` values, of all channels, at once."""
+    return filtered(x, moved(after(x, kernel), form, multiplied_in(x.dtype)), form, block)
+
+
+def moved(kernel: Float[Array, "3 3 I O"], form: Form, dtype: jnp.dtype) -> Parts:
+    """The kernel in the basis of the form."""
+    return _narrow(changed(form.kernel, kernel.reshape(9, *kernel.shape[2:]), form.sums), dtype)
+
+
+def back(parts: Float[Array, "16 I O"]) -> Float[Array, "3 3 I O"]:
+    """The kernel that is in the basis of `F2`, float32: its first and last line and the difference of the others."""
+    square = parts.astype(jnp.float32).reshape(4, 4, *parts.shape[1:])
+    lines = jnp.stack([square[0], square[1] - square[2], square[3]])
+    return jnp.stack([lines[:, 0], lines[:, 1] - lines[:, 2], lines[:, 3]], axis=1)
+
+
+def turned(parts: Float[Array, "16 I O"]) -> Float[Array, "16 O I"]:
+    """In the basis of `F2` the kernel turned round by half a turn, from its results to its inputs."""
+    square = parts.reshape(4, 4, *parts.shape[1:])
+    around = np.array([3, 1, 2, 0])  # sums and differences of the outer numbers with the middle one stay
+    return square[around][:, around].reshape(parts.shape).swapaxes(1, 2)
+
+
+def filtered(x: Float[Array, "B H W I"], kernel: Parts, form: Form, block: int) -> Float[Array, "B H W O"]:
+    """`convolve` with a kernel that is `moved`."""
     (batch, height, width, channels), m = x.shape, form.m
     across, down = -(-width // m), -(-height // m)
     tiles = max(block // channels, 1)
@@ -79,9 +103,7 @@ def convolve(
     picture = packed(x)
     size, high = rows * m + 2, min(rows * m + 2, height)
     edges = ((0, 0), (1, blocks * rows * m + 1 - height), (1, across * m + 1 - width), (0, 0))
-    kernel = after(x, kernel).reshape(9, *kernel.shape[2:])
     within = multiplied_in(x.dtype)
-    moved = _narrow(changed(form.kernel, kernel, form.sums), within)
 
     def one(number: Array, out: Shaped[Array, "B h w O"]) -> Shaped[Array, "B h w O"]:
         at = (number // blocks * several, number % blocks * (rows * m), 0, 0)
@@ -91,13 +113,13 @@ def convolve(
         lines = [part[:, i : i + (rows - 1) * m + 1 : m] for i in range(m + 2)]
         grid = [line[:, :, i : i + (across - 1) * m + 1 : m].reshape(-1, channels)
                 for line in lines for i in range(m + 2)]  # fmt: skip
-        products = multiplied(_narrow(changed(form.data, grid, form.sums), within), moved)
+        products = multiplied(_narrow(changed(form.data, grid, form.sums), within), kernel)
         made = _stacked(_narrow(changed(form.back, products, form.sums), x.dtype))
         made = made.reshape(m, m, several, rows, across, -1).transpose(2, 3, 0, 4, 1, 5)
         return lax.dynamic_update_slice(out, packed(made.reshape(several, rows * m, across * m, -1)), at)
 
     # A place for each layer's results: of equal zeros the compiler would make one, and keep it for copies.
-    out = after(x, jnp.zeros((batch, blocks * rows * m, across * m, kernel.shape[-1]), picture.dtype))
+    out = after(x, jnp.zeros((batch, blocks * rows * m, across * m, kernel[0].shape[-1]), picture.dtype))
     return unpacked(lax.fori_loop(0, batch // several * blocks, one, out)[:, :height, :width], x.dtype)
 
 
