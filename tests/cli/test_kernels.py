@@ -13,7 +13,7 @@ from sfumato.cli import app
 from sfumato.cli.kernels import held
 
 
-@pytest.mark.parametrize("command", [["generate", "a fox"], ["bench"]])
+@pytest.mark.parametrize("command", [["generate", "a fox", "-o", "fox.png"], ["bench"]])
 def test_both_are_refused(command):
     done = run(*command, "--int8", "--prepare")
     assert done.returncode == 2
