@@ -13,7 +13,7 @@ from sfumato.models.held import Held, with_kernel
 from sfumato.models.kernels.convolution import SAME, WEIGHTS
 from sfumato.models.kernels.winograd import back
 
-LEAST = 2**20
+LEAST = 2**18
 """Pairs of channels from which on a kernel is held so: of smaller ones the change of the basis takes little time."""
 
 
