@@ -219,13 +219,24 @@ def emoji(args: argparse.Namespace) -> Pair:
     return pipelines(pipeline, model, args, steps=model.steps, size=128, channels=8)
 
 
+PROMPT = "red apple, noto"
+
+
+def drawing(model: Any, steps: int, size: int, channels: int, count: int = 1) -> tuple[np.ndarray, Callable[[], Any]]:
+    """Noise, and what draws `count` pictures from it by DDIM, with the model's own guidance."""
+    import sfumato
+
+    side = size // model.vae.factor
+    noise = np.random.default_rng(0).standard_normal((count, side, side, channels), np.float32)
+    how = {"steps": steps, "size": (size, size), "sampler": "ddim", "count": count, "latents": noise}
+    return noise, lambda: np.stack([picture.array for picture in sfumato.generate(model, PROMPT, **how)])
+
+
 def pipelines(
     pipeline: Any, model: Any, args: argparse.Namespace, steps: int, size: int, channels: int, count: int = 1
 ) -> Pair:
     """Both draw the same prompt, `count` times at once, from the same noise by DDIM, with the model's own guidance."""
     import diffusers
-
-    import sfumato
 
     def unguided(pipeline: Any, step: int, time: Any, tensors: dict[str, Any]) -> dict[str, Any]:
         """Leaves guidance out after the model's window, as diffusers' guide to callbacks shows."""
@@ -236,23 +247,18 @@ def pipelines(
 
     pipeline.scheduler = diffusers.DDIMScheduler.from_config(pipeline.scheduler.config)
     pipeline.set_progress_bar_config(disable=True)
-    shape = (count, size // model.vae.factor, size // model.vae.factor, channels)
-    noise, prompt = np.random.default_rng(0).standard_normal(shape, np.float32), "red apple, noto"
+    noise, ours = drawing(model, steps, size, channels, count)
     settings = {"num_inference_steps": steps, "guidance_scale": model.guidance, "output_type": "pt"}
     settings |= {"num_images_per_prompt": count, "height": size, "width": size}
     if model.guided.stop < 1:
         settings |= {"callback_on_step_end": unguided, "callback_on_step_end_tensor_inputs": ["prompt_embeds"]}
-    ours = {"steps": steps, "size": (size, size), "sampler": "ddim", "count": count}
     at = first(noise, args.torch_dtype).to(pipeline.device)
 
     def reference(pipeline: Any) -> torch.Tensor:
-        return last((pipeline(prompt, latents=at, **settings).images * 255).round().byte().cpu())
+        return last((pipeline(PROMPT, latents=at, **settings).images * 255).round().byte().cpu())
 
     compiled = compiled_pipeline(pipeline, args.compile) if args.compile else None
-    return Pair(
-        lambda: np.stack([picture.array for picture in sfumato.generate(model, prompt, latents=noise, **ours)]),
-        lambda: reference(pipeline), (lambda: reference(compiled)) if compiled else None,
-    )  # fmt: skip
+    return Pair(ours, lambda: reference(pipeline), (lambda: reference(compiled)) if compiled else None)
 
 
 def compiled_pipeline(pipeline: Any, mode: str) -> Any:

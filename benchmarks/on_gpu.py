@@ -25,8 +25,7 @@ os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.45")  # the rest is t
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from against_torch import SD15, SDXL, VAE, compare, pipelines
+from against_torch import SD15, SDXL, VAE, compare, drawing, pipelines
 from load import make
 
 import sfumato
@@ -81,14 +80,7 @@ def torch_pipeline(folder: str) -> Any:
 
 def alone(model: Any, count: int, steps: int, size: int, runs: int, profile: bool) -> dict[str, Any]:
     """sfumato's part of `against_torch.compare`."""
-    noise = np.random.default_rng(0).standard_normal((count, size // 8, size // 8, 4), np.float32)
-
-    def draw() -> Any:
-        made = sfumato.generate(
-            model, "red apple, noto", latents=noise, steps=steps, size=(size, size), count=count, sampler="ddim"
-        )
-        return made[-1].array
-
+    draw = drawing(model, steps, size, 4, count)[1]
     began = timed(draw)[1]
     times = [timed(draw)[1] for _ in range(runs)]
     if profile:

@@ -17,7 +17,8 @@ from sfumato.adapters.lora import Lora
 from sfumato.errors import SfumatoError
 from sfumato.models.config import ControlNetConfig, UNetConfig, from_dict
 from sfumato.models.controlnet import ControlNet
-from sfumato.models.int8 import Int8, is_int8
+from sfumato.models.held import held
+from sfumato.models.int8 import Int8
 from sfumato.models.unet import UNet
 from sfumato.quantize import KEPT, quantized
 from sfumato.train.recipes.controlnet import controlnet
@@ -110,8 +111,8 @@ def test_every_kernel_but_the_first_and_last_takes_a_byte_a_number(kind):
 def test_all_that_reads_or_draws_is_quantized_and_the_rest_is_shared(models):
     model = models("sdxl")
     made = sfumato.quantize(model)
-    assert all(map(is_int8, (made.unet, *made.text_encoders.values())))
-    assert not any(map(is_int8, (model.unet, *model.text_encoders.values())))
+    assert {held(each) for each in (made.unet, *made.text_encoders.values())} == {Int8}
+    assert {held(each) for each in (model.unet, *model.text_encoders.values())} == {None}
     assert made.vae is model.vae
     assert (made.dtype, made.adapters) == (model.dtype, (*model.adapters, "int8 weights"))
     for name, encoder in made.text_encoders.items():
@@ -167,7 +168,7 @@ def test_a_lora_is_merged_before_and_live_at_any_time(models):
         sfumato.quantize(change.apply(model, live=True)),
         change.apply(sfumato.quantize(model), live=True),
     ):
-        assert is_int8(made.unet)
+        assert held(made.unet) is Int8
         assert 1e-5 < off(find(made.unet, QUERY)(x.astype(jnp.float32)), want) < 0.02
 
 

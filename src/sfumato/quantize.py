@@ -12,7 +12,7 @@ from sfumato.errors import SfumatoError
 from sfumato.model import Model
 from sfumato.models.controlnet import ControlNet
 from sfumato.models.held import Held, held
-from sfumato.models.int8 import Int8, is_int8
+from sfumato.models.int8 import Int8
 
 K = TypeVar("K", Model, ControlNet)
 N = TypeVar("N", bound=nnx.Module)
@@ -36,7 +36,7 @@ def quantize(model: K) -> K:
     check_changeable(model, "quantized", Int8)
     if isinstance(model, ControlNet):
         return quantized(model)
-    if is_int8(model.unet):
+    if held(model.unet) is not None:
         return model
     encoders = {name: quantized(encoder) for name, encoder in model.text_encoders.items()}
     return dc.replace(
@@ -59,7 +59,7 @@ def check_changeable(model: Any, done: str, kind: type[Held]) -> None:
 
 def quantized(network: N) -> N:
     """The network with int8 kernels; the same one if it has some."""
-    if is_int8(network):
+    if held(network) is not None:
         return network
     return replaced(network, {
         ".".join(map(str, path)): Int8(module) for path, module in nnx.iter_modules(network)

@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 import sfumato
 from cli.test_cli import run
 from sfumato.cli import app
-from sfumato.cli.kernels import held
+from sfumato.cli.kernels import as_wished
 
 
 @pytest.mark.parametrize("command", [["generate", "a fox", "-o", "fox.png"], ["bench"]])
@@ -23,9 +23,9 @@ def test_both_are_refused(command):
 def test_what_each_does(monkeypatch):
     for name in ("quantize", "prepare"):
         monkeypatch.setattr(sfumato, name, lambda network, name=name: (network, name))
-    assert held("net", int8=True, prepare=False) == ("net", "quantize")
-    assert held("net", int8=False, prepare=True) == ("net", "prepare")
-    assert held("net", int8=False, prepare=False) == "net"
+    assert as_wished("net", int8=True, prepare=False) == ("net", "quantize")
+    assert as_wished("net", int8=False, prepare=True) == ("net", "prepare")
+    assert as_wished("net", int8=False, prepare=False) == "net"
 
 
 @pytest.mark.slow

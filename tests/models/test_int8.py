@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from sfumato.models.int8 import Int8, is_int8, rounded
+from sfumato.models.held import held
+from sfumato.models.int8 import Int8, rounded
 from sfumato.models.layers import conv, linear
 
 from oracle import assert_close, fresh
@@ -114,6 +115,6 @@ def test_kernels_are_turned_back_one_at_a_time():
 
 def test_what_has_int8_kernels_is_told():
     layers = nnx.List([layer_of("dense"), layer_of("dense")])
-    assert not is_int8(layers)
+    assert held(layers) is None
     layers[1] = Int8(layers[1])
-    assert is_int8(layers)
+    assert held(layers) is Int8

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sfumato.cli.adapters import EmbeddingOption, LoraOption, adapted, parse_lora
-from sfumato.cli.kernels import Int8Option, PrepareOption, check_kernels, held
+from sfumato.cli.kernels import Int8Option, PrepareOption, as_wished, check_kernels
 from sfumato.cli.size import parsed_size
 from sfumato.cli.status import INTERRUPTED
 from sfumato.embedded import DEFAULT, controlnet_for
@@ -126,13 +126,13 @@ class _Source:
         import sfumato
 
         model = adapted(sfumato.load(self.name, dtype=self.dtype, vae=self.vae), *self.adapters)
-        return held(model, self.int8, self.prepare)
+        return as_wished(model, self.int8, self.prepare)
 
     def controlnet(self, name: str) -> Any:
         """A ControlNet for it."""
         import sfumato
 
-        return held(sfumato.load_controlnet(name, dtype=self.dtype), self.int8, self.prepare)
+        return as_wished(sfumato.load_controlnet(name, dtype=self.dtype), self.int8, self.prepare)
 
 
 def _drawn(

@@ -29,7 +29,7 @@ def check_kernels(int8: bool, prepare: bool) -> None:
         raise SfumatoError("--int8 saves memory and --prepare spends it; give one of them.")
 
 
-def held(network: K, int8: bool, prepare: bool) -> K:
+def as_wished(network: K, int8: bool, prepare: bool) -> K:
     """The model or ControlNet with its kernels as the options say."""
     import sfumato
 

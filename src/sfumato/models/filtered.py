@@ -32,9 +32,9 @@ class Filtered(Held):
         parts = self.layer.kernel
         return parts.replace(back(parts[...]).astype(parts.dtype))
 
-    def restored(self, x: Float[Array, "B H W I"]) -> Any:
-        """The ordinary layer."""
-        return with_kernel(self.layer, self.kernel[...].astype(x.dtype))
+    def ordinary(self, x: Float[Array, "B *space I"]) -> Float[Array, "3 3 J O"]:
+        """Of the input only the type counts."""
+        return self.kernel[...].astype(x.dtype)
 
     def __call__(self, x: Float[Array, "B H W I"]) -> Float[Array, "B H W O"]:
         y = kernels.filtered(x, self.layer.kernel[...])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 from typing import Any, ClassVar
 
 import jax
@@ -25,9 +26,13 @@ class Held(nnx.Module):
         """The layer's bias, as it was."""
         return self.layer.bias
 
+    @abc.abstractmethod
+    def ordinary(self, x: Float[Array, "B *space I"]) -> Float[Array, "*kernel J O"]:
+        """The ordinary kernel for an input, in its type."""
+
     def restored(self, x: Float[Array, "B *space I"]) -> Any:
         """The ordinary layer for an input, in its type."""
-        raise NotImplementedError
+        return with_kernel(self.layer, self.ordinary(x))
 
 
 def held(network: nnx.Module) -> type[Held] | None:

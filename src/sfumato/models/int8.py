@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -36,10 +34,9 @@ class Int8(Held):
         """The whole numbers."""
         return self.layer.kernel
 
-    def restored(self, x: Float[Array, "B *space I"]) -> Any:
-        """The ordinary layer for an input, in its type."""
-        whole = kernels.after(x, self.kernel[...])
-        return with_kernel(self.layer, (whole * self.scale[...]).astype(x.dtype))
+    def ordinary(self, x: Float[Array, "B *space I"]) -> Float[Array, "*kernel J O"]:
+        """Only once the input is there."""
+        return (kernels.after(x, self.kernel[...]) * self.scale[...]).astype(x.dtype)
 
     def __call__(self, x: Float[Array, "B *space I"]) -> Float[Array, "B *space2 O"]:
         return self.restored(x)(x)
@@ -52,8 +49,3 @@ def rounded(kernel: Float[Array, "*space I O"]) -> tuple[Whole[Array, "*space I 
     wide = kernel.astype(jnp.float32)
     scale = jnp.abs(wide).max(range(kernel.ndim - 1)) / LARGEST
     return jnp.round(wide / jnp.where(scale > 0, scale, 1)).astype(jnp.int8), scale
-
-
-def is_int8(network: nnx.Module) -> bool:
-    """Whether any layer has its kernel as int8."""
-    return any(isinstance(module, Int8) for _, module in nnx.iter_modules(network))

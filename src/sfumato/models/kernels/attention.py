@@ -59,8 +59,10 @@ def attention(
     if q.dtype != dtype:
         return attention(q, k, v, mask).astype(dtype)
     form, mesh = _form(q, k, mask, default_backend()), jax.sharding.get_abstract_mesh()
-    if form is None or not divided():
-        return _defined(q, k, v, mask) if form is None else form(q, k, v)
+    if form is None:
+        return _heads(q, k, v, mask) if default_backend() == "cpu" else weigh(attention_map(q, k, mask), v)
+    if not divided():
+        return form(q, k, v)
     rows = jax.sharding.PartitionSpec(mesh.axis_names if q.shape[0] % mesh.size == 0 else None)
     return jax.shard_map(form, in_specs=rows, out_specs=rows, check_vma=False)(q, k, v)
 
@@ -68,7 +70,7 @@ def attention(
 def _form(
     q: Float[Array, "B Q N D"], k: Float[Array, "B K N D"], mask: Float[Array, "#B #N #Q K"] | None, backend: str
 ) -> Attention | None:
-    """How to make attention where jax computes on `backend`, None for all heads at once as it is defined."""
+    """How to make attention where jax computes on `backend`, None for all heads at once, which a mesh may divide."""
     small = mask is not None or q.shape[1] * k.shape[1] <= BLOCKED_FROM
     if backend == "cpu":
         return None if small else _by_head
@@ -77,18 +79,9 @@ def _form(
         return None
     # A program for a processor of the same machine has the processor's form. Without the checkpoints the backward pass
     # would be given what every platform keeps for it.
-    own, other = map(jax.checkpoint, (_heads, _defined)) if small else (_by_head, _by_queries)
+    at_once = _heads, lambda q, k, v: weigh(attention_map(q, k), v)
+    own, other = map(jax.checkpoint, at_once) if small else (_by_head, _by_queries)
     return jax.checkpoint(functools.partial(lax.platform_dependent, cpu=own, default=other, **kernels))
-
-
-def _defined(
-    q: Float[Array, "B Q N D"],
-    k: Float[Array, "B K N D"],
-    v: Float[Array, "B K N D"],
-    mask: Float[Array, "#B #N #Q K"] | None = None,
-) -> Float[Array, "B Q N D"]:
-    """`attention` as it is defined; on a processor in the form that suits it."""
-    return _heads(q, k, v, mask) if default_backend() == "cpu" else weigh(attention_map(q, k, mask), v)
 
 
 def _by_queries(

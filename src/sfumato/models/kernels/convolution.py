@@ -121,8 +121,8 @@ def filtered(x: Float[Array, "B H W I"], kernel: Float[Array, "16 I O"]) -> Floa
     picture; those by the kernel are zero."""
 
     def on_processor(x: Array, kernel: Array) -> Array:
-        name, within = multiplied_in(x.dtype).name, multiplied_in(x.dtype)
-        many = in_use().bfloat16_f2 if name == "bfloat16" else MANY
+        within = multiplied_in(x.dtype)
+        many = in_use().bfloat16_f2 if within == jnp.bfloat16 else MANY
         block = in_use().f2_block if math.prod(x.shape[:3]) >= many else FEW
         kernel = kernel if kernel.dtype == within else after(x, kernel).astype(within)
         return winograd.filtered(x, list(kernel), winograd.F2, block)

@@ -31,26 +31,26 @@ def fused(q: Float[Array, "B Q N D"], k: Float[Array, "B K N D"], backend: str) 
     return {}
 
 
+_cudnn = functools.partial(jax.nn.dot_product_attention, implementation="cudnn")
+
+
 def cudnn(
     q: Float[Array, "B Q N D"], k: Float[Array, "B K N D"], v: Float[Array, "B K N D"]
 ) -> Float[Array, "B Q N D"]:
     """cuDNN's, for 16-bit types and heads of some widths. Raises NotImplementedError for others."""
-    odd = q.shape[1] % 2 or k.shape[1] % 2
-    return _odd(q, k, v) if odd else jax.nn.dot_product_attention(q, k, v, implementation="cudnn")
+    return (_odd if q.shape[1] % 2 or k.shape[1] % 2 else _cudnn)(q, k, v)
 
 
 @jax.custom_vjp
 def _odd(q: Float[Array, "B Q N D"], k: Float[Array, "B K N D"], v: Float[Array, "B K N D"]) -> Array:
     """For odd lengths, of which jax makes no gradients by cuDNN: they are those of the next even ones."""
-    return jax.nn.dot_product_attention(q, k, v, implementation="cudnn")
+    return _cudnn(q, k, v)
 
 
 def _even(q: Float[Array, "B Q N D"], k: Float[Array, "B K N D"], v: Float[Array, "B K N D"]) -> Array:
     some = jnp.full((len(k),), k.shape[1], jnp.int32)
     pads = [((0, 0), (0, each.shape[1] % 2), (0, 0), (0, 0)) for each in (q, k, v)]
-    filled = map(jnp.pad, (q, k, v), pads)
-    out = jax.nn.dot_product_attention(*filled, key_value_seq_lengths=some, implementation="cudnn")
-    return out[:, : q.shape[1]]
+    return _cudnn(*map(jnp.pad, (q, k, v), pads), key_value_seq_lengths=some)[:, : q.shape[1]]
 
 
 _odd.defvjp(lambda *three: (_odd(*three), three), lambda three, gradient: jax.vjp(_even, *three)[1](gradient))
