@@ -171,6 +171,16 @@ def test_filtering_keeps_no_copy_of_a_picture(wide, dtype, kind):
     assert analysis.temp_size_in_bytes < 3 * x.nbytes  # what goes into a layer, what comes out, and blocks
 
 
+@pytest.mark.parametrize(("shape", "most"), [((1, 64, 64, 96, 96), 950), ((2, 16, 16, 96, 96), 850)], ids=str)
+def test_filtering_is_a_short_program(shape, most):
+    """A loaded program takes 4 KB for each of its instructions, and each layer has one of its own."""
+    x, kernel = example(shape, "bfloat16")
+    run = jax.jit(functools.partial(winograd.convolve, form=winograd.F2, block=2**16))
+    text = run.lower(x, kernel).compile().as_text()
+    assert text is not None
+    assert text.count(" = ") < most
+
+
 def test_elsewhere_it_is_the_backends_own():
     """The program for another kind of device has the convolution as it was asked for."""
     x, kernel = example((1, 32, 32, 96, 96))

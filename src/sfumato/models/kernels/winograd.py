@@ -9,7 +9,6 @@ a result instead of 9, m = 4 needs 2.25, but its basis has larger numbers: in bf
 from __future__ import annotations
 
 import dataclasses as dc
-import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -99,28 +98,38 @@ def filtered(x: Float[Array, "B H W I"], kernel: Parts, form: Form, block: int) 
     blocks = -(-down // max(1, min(down, tiles // across)))
     rows = -(-down // blocks)
     several = _divisor(batch, tiles // (down * across)) if blocks == 1 else 1
-    # A block is filled up with zeros when it has been cut out: no copy of the whole picture is made for them.
-    picture = packed(x)
-    size, high = rows * m + 2, min(rows * m + 2, height)
-    edges = ((0, 0), (1, blocks * rows * m + 1 - height), (1, across * m + 1 - width), (0, 0))
-    within = multiplied_in(x.dtype)
+    picture, within = packed(x), multiplied_in(x.dtype)
+    size, below, right = rows * m + 2, blocks * rows * m + 1 - height, across * m + 1 - width
+    high, zero = min(size, height), jnp.uint32(0)  # without a sign: nothing is computed for places below zero
+
+    def cut(first: Array, line: Array) -> Shaped[Array, "b h w C"]:
+        """A block's lines from the one above `line` on, with zeros around the picture: of the whole picture no copy is
+        made for them. Where there are many blocks, each lies in memory, and sums are not made of its place, too."""
+        if blocks == 1:
+            some = picture if several == batch else lax.dynamic_slice_in_dim(picture, first, several)
+            return jnp.pad(some, ((0, 0), (1, below), (1, right), (0, 0)))
+        top = jnp.clip(line, 1, height - high + 1) - 1
+        part = lax.dynamic_slice(picture, (first, top, zero, zero), (several, high, width, channels))
+        empty = jnp.zeros((several, below + size + 1, width + 1 + right, channels), picture.dtype)
+        return lax.dynamic_update_slice(empty, part, (zero, below + 1 + top - line, zero + 1, zero))[:, below:]
 
     def one(number: Array, out: Shaped[Array, "B h w O"]) -> Shaped[Array, "B h w O"]:
-        at = (number // blocks * several, number % blocks * (rows * m), 0, 0)
-        top = jnp.clip(at[1] - 1, 0, height - high)
-        part = jnp.pad(lax.dynamic_slice(picture, (at[0], top, 0, 0), (several, high, width, channels)), edges)
-        part = unpacked(lax.dynamic_slice_in_dim(part, at[1] - top, size, axis=1), x.dtype)
-        lines = [part[:, i : i + (rows - 1) * m + 1 : m] for i in range(m + 2)]
-        grid = [line[:, :, i : i + (across - 1) * m + 1 : m].reshape(-1, channels)
-                for line in lines for i in range(m + 2)]  # fmt: skip
-        products = multiplied(_narrow(changed(form.data, grid, form.sums), within), kernel)
+        number = number.astype(zero.dtype)
+        first, line = number // blocks * several, number % blocks * (rows * m)
+        part = cut(first, line)
+        grid = [unpacked(part[:, i : i + (rows - 1) * m + 1 : m, j : j + (across - 1) * m + 1 : m], x.dtype)
+                for i in range(m + 2) for j in range(m + 2)]  # fmt: skip
+        grid = _narrow(changed(form.data, grid, form.sums), within)
+        products = multiplied(_rows(grid), kernel)
         made = _stacked(_narrow(changed(form.back, products, form.sums), x.dtype))
         made = made.reshape(m, m, several, rows, across, -1).transpose(2, 3, 0, 4, 1, 5)
-        return lax.dynamic_update_slice(out, packed(made.reshape(several, rows * m, across * m, -1)), at)
+        made = packed(made.reshape(several, rows * m, across * m, -1))
+        return lax.dynamic_update_slice(out, made, (first, line, zero, zero))
 
     # A place for each layer's results: of equal zeros the compiler would make one, and keep it for copies.
     out = after(x, jnp.zeros((batch, blocks * rows * m, across * m, kernel[0].shape[-1]), picture.dtype))
-    return unpacked(lax.fori_loop(0, batch // several * blocks, one, out)[:, :height, :width], x.dtype)
+    out = lax.fori_loop(0, batch // several * blocks, one, out)
+    return unpacked(out[:, :height, :width], x.dtype)
 
 
 def changed(matrix: Matrix, parts: Parts, sums: bool) -> Parts:
@@ -145,9 +154,27 @@ def multiplied(some: Parts, others: Parts) -> Parts:
 
 
 def combined(row: Sequence[float], parts: Sequence[Array]) -> Array:
-    """The sum of the parts, each times its factor; factors of 0 and 1 cost nothing."""
-    terms = [part if factor == 1 else factor * part for factor, part in zip(row, parts, strict=True) if factor]
-    return functools.reduce(jnp.add, terms)
+    """The sum of the parts, each times its factor, with as few multiplications as that takes."""
+    sizes = {abs(factor) for factor in row if factor}
+    common = sizes.pop() if len(sizes) == 1 else 1
+    terms = [(factor / common, part) for factor, part in zip(row, parts, strict=True) if factor]
+
+    def times(factor: float, part: Array) -> Array:
+        if abs(factor) == 1:
+            return part if factor > 0 else -part
+        return factor * part
+
+    total = times(*terms[0])
+    for factor, part in terms[1:]:
+        total = total + times(factor, part) if factor > 0 else total - times(-factor, part)
+    return times(common, total)
+
+
+def _rows(parts: Parts) -> Parts:
+    """Each part as rows of channels."""
+    if isinstance(parts, list):
+        return [part.reshape(-1, part.shape[-1]) for part in parts]
+    return parts.reshape(len(parts), -1, parts.shape[-1])
 
 
 def _stacked(parts: Parts) -> Array:
