@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import optax
 
 from sfumato import compiler
+from sfumato.models.kernels import inside_loop
 from sfumato.types import pytree
 
 Loss = Callable[[Any, Any, Any, jax.Array], tuple[jax.Array, Mapping[str, jax.Array]]]
@@ -87,7 +88,8 @@ class Step:
 
         def part(total: Any, each: Any) -> tuple[Any, None]:
             number, rows = each
-            new = graded(trainable, frozen, rows, jax.random.fold_in(key, number))
+            with inside_loop():
+                new = graded(trainable, frozen, rows, jax.random.fold_in(key, number))
             return jax.tree.map(jnp.add, total, new), None
 
         first = jax.tree.map(lambda a: a[0], batch)

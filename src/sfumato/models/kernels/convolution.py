@@ -17,15 +17,11 @@ from sfumato.models.kernels.mesh import divided
 from sfumato.models.kernels.order import after
 from sfumato.models.kernels.packed import moved
 from sfumato.models.kernels.products import dot_general, multiplied_in, widened
+from sfumato.models.kernels.slopes import LAST, Pads, Strides, by_input, by_kernel, is_inside, turned
 from sfumato.models.kernels.table import NEVER, Table, in_use
-
-LAST = lax.ConvDimensionNumbers((0, 3, 1, 2), (3, 2, 0, 1), (0, 3, 1, 2))
-"""Channels last, kernels as HWIO."""
 
 Convolution = Callable[[Float[Array, "B H W I"], Float[Array, "3 3 I O"]], Float[Array, "B h w O"]]
 
-Strides = tuple[int, ...]
-Pads = tuple[tuple[int, int], ...]
 SAME: Pads = ((1, 1), (1, 1))
 """Keeps the size of a convolution of 3 x 3."""
 
@@ -50,14 +46,14 @@ def conv_general_dilated(lhs: Array, rhs: Array, window_strides: Sequence[int], 
 
     Those of 1 x 1 are products of matrices; on a processor those of 3 x 3 may take another form.
     """
-    small = math.prod(lhs.shape[:-1]) * max(rhs.shape[2:]) <= LARGEST
-    if small and _simple(rhs, kwargs) and not isinstance(padding, str):
+    if _simple(rhs, kwargs) and not isinstance(padding, str):
         stride, pads = tuple(window_strides), tuple((low, high) for low, high in padding)
-        if rhs.shape[:2] == (1, 1) and stride == (1, 1) and pads == ((0, 0), (0, 0)):
+        small = math.prod(lhs.shape[:-1]) * max(rhs.shape[2:]) <= LARGEST
+        if small and rhs.shape[:2] == (1, 1) and stride == (1, 1) and pads == ((0, 0), (0, 0)):
             return dot_general(lhs, rhs[0, 0], (((3,), (0,)), ((), ())))
-        other = form(lhs.shape, rhs.shape, lhs.dtype, stride, pads)
-        if other is not None:
-            return _on_processor(other, stride, pads)(lhs, rhs.astype(lhs.dtype))
+        other = form(lhs.shape, rhs.shape, lhs.dtype, stride, pads) if small else None
+        if other is not None or (is_inside() and not divided()):
+            return _with_gradients(other, stride, pads)(lhs, rhs.astype(lhs.dtype))
     x, kernel = widened(lhs, rhs)
     return lax.conv_general_dilated(x, kernel, window_strides, padding, **kwargs).astype(lhs.dtype)
 
@@ -145,7 +141,7 @@ def in_basis(kernel: Float[Array, "3 3 I O"]) -> Float[Array, "16 I O"]:
 
 
 def native(
-    x: Float[Array, "B H W I"], kernel: Float[Array, "3 3 I O"], stride: Strides = (1, 1), pads: Pads = SAME
+    x: Float[Array, "B H W I"], kernel: Float[Array, "p q I O"], stride: Strides = (1, 1), pads: Pads = SAME
 ) -> Float[Array, "B h w O"]:
     """The same by the backend's own."""
     dtype, (x, kernel) = x.dtype, widened(x, kernel)
@@ -160,25 +156,32 @@ def _simple(kernel: Array, settings: Mapping[str, Any]) -> bool:
 
 
 @functools.cache
-def _on_processor(other: Convolution, stride: Strides, pads: Pads) -> Convolution:
-    """`other` on a processor and the backend's own elsewhere, with the gradients that suit them."""
+def _with_gradients(other: Convolution | None, stride: Strides, pads: Pads) -> Convolution:
+    """`other`, if there is one, on a processor and the backend's own elsewhere, with gradients that suit them."""
     own = functools.partial(native, stride=stride, pads=pads)
 
     @jax.custom_vjp
     def convolve(x: Array, kernel: Array) -> Array:
-        return lax.platform_dependent(x, kernel, cpu=other, default=own)
+        return own(x, kernel) if other is None else lax.platform_dependent(x, kernel, cpu=other, default=own)
 
     def forward(x: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
         return convolve(x, kernel), (x, kernel)
 
+    def inside(x: Array, kernel: Array, gradient: Array) -> tuple[Array, Array]:
+        dtype, (x, kernel, gradient) = x.dtype, widened(x, kernel, gradient)
+        by_x = by_input(gradient, kernel, x.shape[1:3], stride, pads)
+        return by_x.astype(dtype), by_kernel(x, gradient, kernel.shape[:2], stride, pads).astype(dtype)
+
+    def outside(x: Array, kernel: Array, gradient: Array) -> tuple[Array, Array]:
+        return jax.vjp(own, x, kernel)[1](gradient)
+
     def backward(saved: tuple[Array, Array], gradient: Array) -> tuple[Array, Array]:
+        here = inside if is_inside() else outside
+        by_x, by_kernel = lax.platform_dependent(*saved, gradient, cpu=here, default=outside)
         x, kernel = saved
-        by_x, by_kernel = jax.vjp(own, x, kernel)[1](gradient)
-        if stride == (1, 1) and pads == SAME:
-            # The gradient by the input is a convolution, too, with the kernel turned round.
-            by_x = conv_general_dilated(
-                gradient, kernel[::-1, ::-1].swapaxes(2, 3), stride, pads, dimension_numbers=LAST
-            )
+        if (stride, pads) == ((1, 1), SAME) and form(gradient.shape, turned(kernel).shape, x.dtype) is not None:
+            # The gradient by the input is a convolution, too, which may take another form.
+            by_x = conv_general_dilated(gradient, turned(kernel), stride, pads, dimension_numbers=LAST)
         return by_x, by_kernel
 
     convolve.defvjp(forward, backward)
