@@ -177,12 +177,12 @@ def _with_gradients(other: Convolution | None, stride: Strides, pads: Pads) -> C
 
     def backward(saved: tuple[Array, Array], gradient: Array) -> tuple[Array, Array]:
         here = inside if is_inside() else outside
-        by_x, by_kernel = lax.platform_dependent(*saved, gradient, cpu=here, default=outside)
+        at_x, at_kernel = lax.platform_dependent(*saved, gradient, cpu=here, default=outside)
         x, kernel = saved
         if (stride, pads) == ((1, 1), SAME) and form(gradient.shape, turned(kernel).shape, x.dtype) is not None:
             # The gradient by the input is a convolution, too, which may take another form.
-            by_x = conv_general_dilated(gradient, turned(kernel), stride, pads, dimension_numbers=LAST)
-        return by_x, by_kernel
+            at_x = conv_general_dilated(gradient, turned(kernel), stride, pads, dimension_numbers=LAST)
+        return at_x, at_kernel
 
     convolve.defvjp(forward, backward)
     return convolve

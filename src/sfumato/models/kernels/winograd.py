@@ -114,7 +114,7 @@ def filtered(x: Float[Array, "B H W I"], kernel: Parts, form: Form, block: int) 
         return lax.dynamic_update_slice(empty, part, (zero, below + 1 + top - line, zero + 1, zero))[:, below:]
 
     def one(number: Array, out: Shaped[Array, "B h w O"]) -> Shaped[Array, "B h w O"]:
-        number = number.astype(zero.dtype)
+        number = jnp.asarray(number, zero.dtype)
         first, line = number // blocks * several, number % blocks * (rows * m)
         part = cut(first, line)
         grid = [unpacked(part[:, i : i + (rows - 1) * m + 1 : m, j : j + (across - 1) * m + 1 : m], x.dtype)
