@@ -1,8 +1,8 @@
 """The gradients of a convolution inside a loop, in the one form that XLA's CPU compiler makes by its library there.
 
 Outside of loops the compiler brings every convolution into that form itself: channels last, kernels as HWIO. Inside it
-takes those that jax asks for as they are, and makes them place by place, at a twentieth of the rate. Nothing tells a kernel
-that it is traced inside, so whoever writes a loop over gradients of networks says so (`inside_loop`).
+takes those that jax asks for as they are, and makes them place by place, at a twentieth of the rate. Nothing tells a
+kernel that it is traced inside, so whoever writes a loop over gradients of networks says so (`inside_loop`).
 """
 
 from __future__ import annotations
