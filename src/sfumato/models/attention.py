@@ -19,7 +19,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from sfumato.models import kernels
-from sfumato.models.layers import GroupNorm, Identity, conv, gelu, layer_norm, linear
+from sfumato.models.layers import GroupNorm, Identity, conv, gelu, layer_norm, linear, precise
 from sfumato.models.merging import Merge
 from sfumato.types import Keys
 
@@ -123,8 +123,9 @@ class GEGLU(nnx.Module):
         self.proj = linear(inputs, 2 * outputs, rngs=rngs)
 
     def __call__(self, x: Float[Array, "*B D"]) -> Float[Array, "*B F"]:
-        value, gate = jnp.split(self.proj(x), 2, axis=-1)
-        return value * gelu(gate)
+        both = self.proj(x)
+        value, gate = jnp.split(precise(both), 2, axis=-1)
+        return (value * gelu(gate)).astype(both.dtype)
 
 
 class FeedForward(nnx.Module):

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from itertools import pairwise
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
 from sfumato.gate import gate
 from sfumato.models.config import ControlNetConfig
-from sfumato.models.layers import conv
+from sfumato.models.layers import conv, silu
 from sfumato.models.unet import Encoder
 from sfumato.types import Conditioning, Residuals
 
@@ -30,9 +29,9 @@ class ControlEmbedding(nnx.Module):
         self.conv_out = conv(widths[-1], config.block_out_channels[0], zero=True, rngs=rngs)
 
     def __call__(self, image: Float[Array, "B H W C"]) -> Float[Array, "B h w D"]:
-        h = jax.nn.silu(self.conv_in(image))
+        h = silu(self.conv_in(image))
         for block in self.blocks:
-            h = jax.nn.silu(block(h))
+            h = silu(block(h))
         return self.conv_out(h)
 
 

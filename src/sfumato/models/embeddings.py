@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import math
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
 from sfumato.models import kernels
-from sfumato.models.layers import layer_norm, linear, parameter
+from sfumato.models.layers import layer_norm, linear, parameter, silu
 
 
 def sinusoidal(
@@ -40,7 +39,7 @@ class TimeEmbedding(nnx.Module):
         x = x.astype(self.linear_1.kernel.dtype)
         if condition is not None:
             x = x + self.cond_proj(condition.astype(x.dtype))
-        return self.linear_2(jax.nn.silu(self.linear_1(x)))
+        return self.linear_2(silu(self.linear_1(x)))
 
 
 class AttentionPooling(nnx.Module):

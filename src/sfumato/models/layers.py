@@ -109,14 +109,26 @@ class Identity(nnx.Module):
         return x
 
 
+def precise(x: Array) -> Array:
+    """`x` in float32 or better, for functions of several operations: a processor rounds after each of half precision,
+    which takes longer than the operations."""
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+
 def quick_gelu(x: Array) -> Array:
     """x sigmoid(1.702 x), the approximation that CLIP was trained with (arXiv:1606.08415, section 2)."""
-    return x * jax.nn.sigmoid(1.702 * x)
+    y = precise(x)
+    return (y * jax.nn.sigmoid(1.702 * y)).astype(x.dtype)
+
+
+def silu(x: Array) -> Array:
+    """x sigmoid(x) (arXiv:1606.08415, section 2)."""
+    return jax.nn.silu(precise(x)).astype(x.dtype)
 
 
 def gelu(x: Array) -> Array:
     """The exact Gaussian error linear unit (arXiv:1606.08415)."""
-    y = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    y = precise(x)
     # By the error function: jax.nn.gelu takes its complement, which is exact to more digits far below zero, where
     # nothing is left of x, and takes twice as long.
     return (0.5 * y * (1 + jax.lax.erf(y * 0.5**0.5))).astype(x.dtype)
@@ -125,8 +137,8 @@ def gelu(x: Array) -> Array:
 ACTIVATIONS: Mapping[str, Callable[[Array], Array]] = {
     "gelu": gelu,
     "quick_gelu": quick_gelu,
-    "silu": jax.nn.silu,
-    "swish": jax.nn.silu,
+    "silu": silu,
+    "swish": silu,
     "relu": jax.nn.relu,
     "mish": jax.nn.mish,
 }

@@ -13,7 +13,7 @@ from sfumato.errors import SfumatoError
 from sfumato.models.attention import NO_TAPS, Asked, Attention, Heard, Maps, Taps, above, as_taps, below
 from sfumato.models.config import EncoderConfig, UNetConfig
 from sfumato.models.embeddings import TextEmbedding, TimeEmbedding, sinusoidal
-from sfumato.models.layers import GroupNorm, conv
+from sfumato.models.layers import GroupNorm, conv, silu
 from sfumato.models.merging import Merge
 from sfumato.models.unet_blocks import DownBlock, MidBlock, UpBlock
 from sfumato.types import Conditioning, Deep, Keys, Merging, Prediction
@@ -148,7 +148,7 @@ class UNet(Encoder):
         h, deep_maps = kept = deep() if reuse is None or had is None else jax.lax.cond(reuse.full, deep, lambda: had)
         name = f"up_blocks.{len(self.up_blocks) - 1}"
         h, got = self.up_blocks[-1](h, skips, emb, context, below(taps, name), self.remat, slice(-layers, None))
-        out = self.conv_out(jax.nn.silu(self.conv_norm_out(h)))
+        out = self.conv_out(silu(self.conv_norm_out(h)))
         out = out.astype(jnp.promote_types(self.dtype, jnp.float32))
         return Prediction(out, maps | deep_maps | above(name, got), kept if reuse else None)
 

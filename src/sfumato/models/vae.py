@@ -7,7 +7,6 @@ import math
 from collections.abc import Mapping
 from typing import ClassVar
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
@@ -16,7 +15,7 @@ from sfumato.errors import SfumatoError
 from sfumato.models import kernels
 from sfumato.models.attention import maybe_remat
 from sfumato.models.blocks import Downsample, ResnetBlock, Upsample
-from sfumato.models.layers import ACTIVATIONS, GroupNorm, conv, linear
+from sfumato.models.layers import ACTIVATIONS, GroupNorm, conv, linear, silu
 from sfumato.types import pytree
 
 EPSILON = 1e-6
@@ -201,7 +200,7 @@ class Encoder(nnx.Module):
         x = self.conv_in(x)
         for block in (*self.down_blocks, self.mid_block):
             x = block(x, self.remat)
-        return self.conv_out(jax.nn.silu(self.conv_norm_out(x)))
+        return self.conv_out(silu(self.conv_norm_out(x)))
 
 
 class Decoder(nnx.Module):
@@ -225,7 +224,7 @@ class Decoder(nnx.Module):
         x = self.conv_in(x)
         for block in (self.mid_block, *self.up_blocks):
             x = block(x, self.remat)
-        return self.conv_out(jax.nn.silu(self.conv_norm_out(x)))
+        return self.conv_out(silu(self.conv_norm_out(x)))
 
 
 class DownBlock(nnx.Module):
