@@ -110,7 +110,7 @@ class Identity(nnx.Module):
 
 
 def precise(x: Array) -> Array:
-    """`x` in float32 or better, for functions of several operations: a processor rounds after each of half precision,
+    """`x` in float32 or better, for what takes several operations: a processor rounds after each of half precision,
     which takes longer than the operations."""
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 

@@ -11,6 +11,8 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
+from sfumato.models.layers import precise
+
 
 @dc.dataclass(frozen=True)
 class Merge:
@@ -54,7 +56,7 @@ def places(x: Float[Array, "B Q D"], size: tuple[int, int], count: int) -> Int[A
     the others come before the first ones, the more alike the earlier. Likeness is the cosine.
     """
     targets, sources = squares(size)
-    wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    wide = precise(x)
     unit = wide * lax.rsqrt((wide**2).sum(-1, keepdims=True) + 1e-12)
     alike = jnp.einsum("bsd,btd->bst", unit[:, sources], unit[:, targets], precision=lax.Precision.HIGHEST)
     most = alike.max(-1)
@@ -69,7 +71,7 @@ def places(x: Float[Array, "B Q D"], size: tuple[int, int], count: int) -> Int[A
 
 def merge(x: Float[Array, "B Q D"], place: Int[Array, "B Q"], tokens: int) -> Float[Array, "B M D"]:
     """The means of the tokens that share a place, float32 sums in the type of `x`."""
-    wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    wide = precise(x)
 
     def means(x: Float[Array, "Q D"], place: Int[Array, " Q"]) -> Float[Array, "M D"]:
         sums = jnp.zeros((tokens, x.shape[1]), x.dtype).at[place].add(x)
