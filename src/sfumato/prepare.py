@@ -10,6 +10,7 @@ from flax import nnx
 
 from sfumato.adapters.live import replaced
 from sfumato.model import Model
+from sfumato.models.blocks import Upsample
 from sfumato.models.controlnet import ControlNet
 from sfumato.models.filtered import Filtered, is_large
 from sfumato.models.held import held
@@ -42,5 +43,11 @@ def prepared(network: N) -> N:
     """The network with its large kernels prepared; the same one if there are none, or they are already."""
     if jax.default_backend() != "cpu" or held(network) is not None:
         return network
-    large = {".".join(map(str, path)): module for path, module in nnx.iter_modules(network) if is_large(module)}
+    modules = dict(nnx.iter_modules(network))
+    doubled = {id(module.conv) for module in modules.values() if isinstance(module, Upsample)}
+    large = {
+        ".".join(map(str, path)): module
+        for path, module in modules.items()
+        if is_large(module) and id(module) not in doubled
+    }
     return replaced(network, {path: Filtered(layer) for path, layer in large.items()}) if large else network

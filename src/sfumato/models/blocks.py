@@ -6,6 +6,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
+from sfumato.models import kernels, large
+from sfumato.models.held import Held
 from sfumato.models.kernels.normalization import MANY
 from sfumato.models.layers import ACTIVATIONS, GroupNorm, conv, linear
 
@@ -38,6 +40,10 @@ class ResnetBlock(nnx.Module):
             self.conv_shortcut = conv(inputs, outputs, 1, rngs=rngs)
 
     def __call__(self, x: Float[Array, "B H W I"], emb: Float[Array, "B M"] | None = None) -> Float[Array, "B H W O"]:
+        return large.residual(self, x, emb) if large.is_large(self, x) else self.plainly(x, emb)
+
+    def plainly(self, x: Float[Array, "B H W I"], emb: Float[Array, "B M"] | None) -> Float[Array, "B H W O"]:
+        """Layer by layer."""
         act = ACTIVATIONS[self.activation]
         skip = self.conv_shortcut(x) if hasattr(self, "conv_shortcut") else x
         # Of large pictures alone: it saves a copy of them, and a training step of small ones takes longer.
@@ -69,12 +75,16 @@ class Upsample(nnx.Module):
         self.conv = conv(channels, channels, rngs=rngs)
 
     def __call__(self, x: Float[Array, "B h w C"], size: tuple[int, int] | None = None) -> Float[Array, "B H W C"]:
-        return self.conv(nearest(x, size or (2 * x.shape[1], 2 * x.shape[2])))
+        size = size or (2 * x.shape[1], 2 * x.shape[2])
+        layer = self.conv.restored(x) if isinstance(self.conv, Held) else self.conv
+        if isinstance(layer, nnx.Conv) and size == (2 * x.shape[1], 2 * x.shape[2]):
+            return kernels.conv_of_doubled(x, layer.kernel[...], None if layer.bias is None else layer.bias[...])
+        return self.conv(nearest(x, size))
 
 
 def nearest(x: Float[Array, "B h w C"], size: tuple[int, int]) -> Float[Array, "B H W C"]:
     """Nearest-neighbour resize where output row i shows input row floor(i h / H), as torch's `interpolate` does."""
     if size == (2 * x.shape[1], 2 * x.shape[2]):
-        return x.repeat(2, axis=1).repeat(2, axis=2)
+        return kernels.twice(x)
     rows, cols = (jnp.arange(new) * old // new for new, old in zip(size, x.shape[1:3], strict=True))
     return x[:, rows][:, :, cols]

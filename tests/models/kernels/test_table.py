@@ -64,7 +64,7 @@ WORKS = {
 """By number: a kernel, its plain form and shapes, on either side of every threshold and of every size of a block."""
 
 
-OTHERS = {"bfloat16_f2": Table(f2_block=2**16), "bfloat16_f2_few": Table(bfloat16_f2=NEVER)}
+OTHERS = {"bfloat16_f2": Table(f2_block=2**16, bfloat16_f2_few=NEVER), "bfloat16_f2_few": Table(bfloat16_f2=NEVER)}
 """What else must be so for a number to matter to shapes as small as these."""
 
 

@@ -62,14 +62,20 @@ def form(
     x: Sequence[int], kernel: Sequence[int], dtype: Any, stride: Strides = (1, 1), pads: Pads = SAME
 ) -> Convolution | None:
     """What to compute a convolution of these shapes by on a processor, None for the backend's own."""
-    name, table = multiplied_in(dtype).name, in_use()
-    if divided() or name not in WEIGHTS or tuple(kernel[:2]) != (3, 3) or min(kernel[2:]) < table.channels:
+    if not has_forms(kernel, dtype):
         return None
+    name, table = multiplied_in(dtype).name, in_use()
     if (stride, pads) == ((1, 1), SAME):
         for places, filtering, block in _filterings(name, table, math.prod(kernel[2:])):
             if math.prod(x[:3]) >= places:
                 return _filtered(filtering, block)
     return _taps(stride, pads) if math.prod(kernel[2:]) >= WEIGHTS[name] else None
+
+
+def has_forms(kernel: Sequence[int], dtype: Any) -> bool:
+    """Whether there are other forms than the backend's own for kernels of this shape."""
+    known = not divided() and multiplied_in(dtype).name in WEIGHTS
+    return known and tuple(kernel[:2]) == (3, 3) and min(kernel[2:]) >= in_use().channels
 
 
 def _filterings(name: str, table: Table, pairs: int) -> tuple[tuple[int, winograd.Form, int], ...]:
@@ -118,10 +124,8 @@ def filtered(x: Float[Array, "B H W I"], kernel: Float[Array, "16 I O"]) -> Floa
 
     def on_processor(x: Array, kernel: Array) -> Array:
         within = multiplied_in(x.dtype)
-        many = in_use().bfloat16_f2 if within == jnp.bfloat16 else MANY
-        block = in_use().f2_block if math.prod(x.shape[:3]) >= many else FEW
         kernel = kernel if kernel.dtype == within else after(x, kernel).astype(within)
-        return winograd.filtered(x, list(kernel), winograd.F2, block)
+        return winograd.filtered(x, list(kernel), winograd.F2, block_of(x))
 
     def elsewhere(x: Array, kernel: Array) -> Array:
         return native(x, winograd.back(kernel).astype(x.dtype))
@@ -133,6 +137,12 @@ filtered.defvjp(
     lambda x, kernel: (filtered(x, kernel), kernel),
     lambda kernel, gradient: (filtered(gradient, winograd.turned(kernel)), jnp.zeros_like(kernel)),
 )
+
+
+def block_of(x: Float[Array, "B H W I"]) -> int:
+    """How many values small tiles are handled in at once."""
+    many = in_use().bfloat16_f2 if multiplied_in(x.dtype) == jnp.bfloat16 else MANY
+    return in_use().f2_block if math.prod(x.shape[:3]) >= many else FEW
 
 
 def in_basis(kernel: Float[Array, "3 3 I O"]) -> Float[Array, "16 I O"]:

@@ -26,12 +26,22 @@ def group_norm(
     x: Float[Array, "B *space C"], scale: Float[Array, " C"], bias: Float[Array, " C"], groups: int, epsilon: float
 ) -> Float[Array, "B *space C"]:
     """Group normalization (arXiv:1803.08494, eq. 1) over space and the channels of a group, in float32 or better."""
-    batch, channels = x.shape[0], x.shape[-1]
-    large = x.ndim == 4 and x.shape[1] * x.shape[2] >= MANY and not divided()
-    mean, variance = _form(x.dtype, large)(x, groups)
-    y = x.reshape(batch, -1, channels).astype(mean.dtype) - mean
-    y = y * (lax.rsqrt(variance + epsilon) * scale.astype(y.dtype)) + bias.astype(y.dtype)
+    mean, factor = factors(moments(x, groups), scale, epsilon)
+    y = x.reshape(len(x), -1, x.shape[-1]).astype(mean.dtype) - mean
+    y = y * factor + bias.astype(y.dtype)
     return y.reshape(x.shape).astype(x.dtype)
+
+
+def moments(x: Float[Array, "B *space C"], groups: int) -> Moments:
+    """Mean and variance over space and the channels of a group."""
+    large = x.ndim == 4 and x.shape[1] * x.shape[2] >= MANY and not divided()
+    return _form(x.dtype, large)(x, groups)
+
+
+def factors(found: Moments, scale: Float[Array, " C"], epsilon: float) -> Moments:
+    """The mean, and what the difference from it is multiplied by."""
+    mean, variance = found
+    return mean, lax.rsqrt(variance + epsilon) * scale.astype(mean.dtype)
 
 
 def _form(dtype: jnp.dtype, large: bool) -> Any:

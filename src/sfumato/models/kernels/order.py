@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from jaxtyping import Array, Float, Shaped
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float, Float32, Shaped
 
 
 def after(x: Float[Array, "*space"], weights: Shaped[Array, "*shape"]) -> Shaped[Array, "*shape"]:
@@ -15,3 +17,15 @@ def after(x: Float[Array, "*space"], weights: Shaped[Array, "*shape"]) -> Shaped
     """
     first = x[(0,) * x.ndim]
     return weights + ((first < 0) & (first > 0)).astype(weights.dtype)
+
+
+def once(x: Float[Array, "*space"]) -> Float32[Array, ""]:
+    """One, but only once `x` is there: a factor of weights of which much is made. Each of these reads the weights where
+    they lie, while the compiler copies what `after` makes of them. It comes out of a loop that never runs: a sum would
+    become a part of all that the factor is in."""
+    first = x[(0,) * x.ndim].astype(jnp.float32)
+
+    def never(pair: tuple[Array, Array]) -> Array:
+        return (pair[0] < 0) & (pair[0] > 0)
+
+    return lax.while_loop(never, lambda pair: (pair[0] + 1, pair[1] + 1), (first, jnp.float32(1)))[1]

@@ -56,7 +56,7 @@ class Table:
     """From how many places on bfloat16 is filtered by `winograd.F2`."""
     f2_block: int = 2**18
     """`f4_block` of that."""
-    bfloat16_f2_few: int = 1024
+    bfloat16_f2_few: int = 256
     """From how many places on it is filtered so in blocks large enough for the kernel to be read once."""
 
 

@@ -4,34 +4,47 @@ of matrices, which is what a processor is fastest at.
 A tile of m x m results is made of (m + 2) x (m + 2) values. Tiles and kernel are brought into another basis, multiplied
 there value by value (for all channels: (m + 2)^2 products of matrices), and brought back. m = 2 needs 4 multiplications
 a result instead of 9, m = 4 needs 2.25, but its basis has larger numbers: in bfloat16 it loses a digit and a half.
+
+A picture whose numbers are repeated along both axes needs 2.25 as well, with the smallest numbers of all (`TWICE`).
 """
 
 from __future__ import annotations
 
 import dataclasses as dc
-from collections.abc import Sequence
+import math
+import operator
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Shaped
 
-from sfumato.models.kernels.order import after
+from sfumato.models.kernels.order import after, once
 from sfumato.models.kernels.packed import packed, unpacked
 from sfumato.models.kernels.products import multiplied_in
 
 Matrix = tuple[tuple[float, ...], ...]
+Prologue = Callable[[Float[Array, "b h w I"], Array], Float[Array, "b h w I"]]
+"""Of a piece of a picture, and the number of the first of its pictures."""
+
+Epilogue = Callable[[Float[Array, "b h w O"], Array, Array], Float[Array, "b h w O"]]
+"""Of a piece of a result, and the numbers of the first of its pictures and lines."""
+
 Parts = Any
 """Arrays of one shape: a list of them, or one array of them all, stacked."""
 
 
 @dc.dataclass(frozen=True)
 class Form:
-    """How a tile is computed."""
+    """How a tile is computed: m x m results from as many values as its matrices have lines."""
 
     m: int
     """Results of a tile along each axis."""
+    step: int
+    """Values from one tile to the next."""
     data: Matrix
     """What a tile of values is multiplied by from both sides (eq. 6: B^T)."""
     kernel: Matrix
@@ -44,7 +57,7 @@ class Form:
 
 
 F2 = Form(
-    2,
+    2, 2,
     ((1, 0, -1, 0), (0, 1, 1, 0), (0, -1, 1, 0), (0, 1, 0, -1)),
     ((1, 0, 0), (1 / 2, 1 / 2, 1 / 2), (1 / 2, -1 / 2, 1 / 2), (0, 0, 1)),
     ((1, 1, 1, 0), (0, 1, -1, -1)),
@@ -53,7 +66,7 @@ F2 = Form(
 """Four multiplications a result (section 4.1)."""
 
 F4 = Form(
-    4,
+    4, 4,
     ((4, 0, -5, 0, 1, 0), (0, -4, -4, 1, 1, 0), (0, 4, -4, -1, 1, 0),
      (0, -2, -1, 2, 1, 0), (0, 2, -1, -2, 1, 0), (0, 4, 0, -5, 0, 1)),
     ((1 / 4, 0, 0), (-1 / 6, -1 / 6, -1 / 6), (-1 / 6, 1 / 6, -1 / 6),
@@ -63,17 +76,34 @@ F4 = Form(
 )  # fmt: skip
 """Two and a quarter (section 4.2)."""
 
+TWICE = Form(
+    2, 1,
+    ((1, -1, 0), (0, 1, 0), (0, 1, -1)),
+    ((1, 0, 0), (1, 1, 1), (0, 0, 1)),
+    ((1, 1, 0), (0, 1, -1)),
+    sums=True,
+)  # fmt: skip
+"""For a picture with every number twice along both axes, given before they are repeated. Along one axis, a number s of
+it between p and n, with the kernel a, b, c, has the results a p + (b + c) s = (p - s) a + s (a + b + c) and
+(a + b) s + c n = s (a + b + c) - (s - n) c: three multiplications for two, nine for four along both."""
+
 
 def convolve(
-    x: Float[Array, "B H W I"], kernel: Float[Array, "3 3 I O"], form: Form, block: int
-) -> Float[Array, "B H W O"]:
-    """The convolution with a padding of 1, block by block of tiles: about `block` values, of all channels, at once."""
-    return filtered(x, moved(after(x, kernel), form, multiplied_in(x.dtype)), form, block)
+    x: Float[Array, "B H W I"], kernel: Float[Array, "3 3 I O"], form: Form, block: int,
+    prologue: Prologue | None = None, epilogue: Epilogue | None = None,
+) -> Float[Array, "B h w O"]:  # fmt: skip
+    """The convolution with a padding of 1, block by block of tiles: about `block` values, of all channels, at once.
+
+    The prologue is applied to each piece of `x` that is convolved, the epilogue to each piece of the result; `x` must
+    have whole tiles for that.
+    """
+    moved_kernel = moved(kernel.astype(jnp.float32) * once(x), form, multiplied_in(x.dtype))
+    return filtered(x, moved_kernel, form, block, prologue, epilogue)
 
 
 def moved(kernel: Float[Array, "3 3 I O"], form: Form, dtype: jnp.dtype) -> Parts:
     """The kernel in the basis of the form."""
-    return _narrow(changed(form.kernel, kernel.reshape(9, *kernel.shape[2:]), form.sums), dtype)
+    return _narrow(changed(form.kernel, kernel.astype(jnp.float32), operator.getitem, form.sums), dtype)
 
 
 def back(parts: Float[Array, "16 I O"]) -> Float[Array, "3 3 I O"]:
@@ -90,58 +120,74 @@ def turned(parts: Float[Array, "16 I O"]) -> Float[Array, "16 O I"]:
     return square[around][:, around].reshape(parts.shape).swapaxes(1, 2)
 
 
-def filtered(x: Float[Array, "B H W I"], kernel: Parts, form: Form, block: int) -> Float[Array, "B H W O"]:
+def filtered(
+    x: Float[Array, "B H W I"], kernel: Parts, form: Form, block: int,
+    prologue: Prologue | None = None, epilogue: Epilogue | None = None,
+) -> Float[Array, "B h w O"]:  # fmt: skip
     """`convolve` with a kernel that is `moved`."""
-    (batch, height, width, channels), m = x.shape, form.m
-    across, down = -(-width // m), -(-height // m)
+    (batch, height, width, channels), m, step = x.shape, form.m, form.step
+    across, down = -(-width // step), -(-height // step)
     tiles = max(block // channels, 1)
-    blocks = -(-down // max(1, min(down, tiles // across)))
-    rows = -(-down // blocks)
+    rows = _rows_of(down, max(1, min(down, tiles // across)), whole=epilogue is not None)
+    blocks = -(-down // rows)
     several = _divisor(batch, tiles // (down * across)) if blocks == 1 else 1
     picture, within = packed(x), multiplied_in(x.dtype)
-    size, below, right = rows * m + 2, blocks * rows * m + 1 - height, across * m + 1 - width
+    size, below, right = rows * step + 2, blocks * rows * step + 1 - height, across * step + 1 - width
     high, zero = min(size, height), jnp.uint32(0)  # without a sign: nothing is computed for places below zero
+
+    def treated(part: Shaped[Array, "b h w C"], first: Array) -> Shaped[Array, "b h w C"]:
+        return part if prologue is None else packed(prologue(unpacked(part, x.dtype), first))
 
     def cut(first: Array, line: Array) -> Shaped[Array, "b h w C"]:
         """A block's lines from the one above `line` on, with zeros around the picture: of the whole picture no copy is
         made for them. Where there are many blocks, each lies in memory, and sums are not made of its place, too."""
         if blocks == 1:
             some = picture if several == batch else lax.dynamic_slice_in_dim(picture, first, several)
-            return jnp.pad(some, ((0, 0), (1, below), (1, right), (0, 0)))
+            return jnp.pad(treated(some, first), ((0, 0), (1, below), (1, right), (0, 0)))
         top = jnp.clip(line, 1, height - high + 1) - 1
         part = lax.dynamic_slice(picture, (first, top, zero, zero), (several, high, width, channels))
         empty = jnp.zeros((several, below + size + 1, width + 1 + right, channels), picture.dtype)
-        return lax.dynamic_update_slice(empty, part, (zero, below + 1 + top - line, zero + 1, zero))[:, below:]
+        return lax.dynamic_update_slice(empty, treated(part, first), (zero, below + 1 + top - line, zero + 1, zero))[
+            :, below:
+        ]
+
+    def lines(part: Shaped[Array, "b h w C"]) -> tuple[Any, Callable[[Any, int], Array]]:
+        """The values of all tiles as `changed` takes them."""
+        places, columns = (
+            [slice(i, i + (count - 1) * step + 1, step) for i in range(len(form.data))] for count in (rows, across)
+        )
+        if form.sums:
+            return [unpacked(part[:, i], x.dtype) for i in places], lambda line, j: line[:, :, columns[j]]
+        return _square(jnp.stack([unpacked(part[:, i, j], x.dtype) for i in places for j in columns])), operator.getitem
 
     def one(number: Array, out: Shaped[Array, "B h w O"]) -> Shaped[Array, "B h w O"]:
         number = jnp.asarray(number, zero.dtype)
-        first, line = number // blocks * several, number % blocks * (rows * m)
-        part = cut(first, line)
-        grid = [unpacked(part[:, i : i + (rows - 1) * m + 1 : m, j : j + (across - 1) * m + 1 : m], x.dtype)
-                for i in range(m + 2) for j in range(m + 2)]  # fmt: skip
-        grid = _narrow(changed(form.data, grid, form.sums), within)
-        products = multiplied(_rows(grid), kernel)
-        made = _stacked(_narrow(changed(form.back, products, form.sums), x.dtype))
+        first, row = number // blocks * several, number % blocks * rows
+        grid = changed(form.data, *lines(cut(first, row * step)), form.sums)
+        products = multiplied(_rows(_narrow(grid, within)), kernel)
+        made = _stacked(_narrow(changed(form.back, _square(products), operator.getitem, form.sums), x.dtype))
         made = made.reshape(m, m, several, rows, across, -1).transpose(2, 3, 0, 4, 1, 5)
-        made = packed(made.reshape(several, rows * m, across * m, -1))
-        return lax.dynamic_update_slice(out, made, (first, line, zero, zero))
+        made = made.reshape(several, rows * m, across * m, -1)
+        made = packed(made if epilogue is None else epilogue(made, first, row * m))
+        return lax.dynamic_update_slice(out, made, (first, row * m, zero, zero))
 
     # A place for each layer's results: of equal zeros the compiler would make one, and keep it for copies.
     out = after(x, jnp.zeros((batch, blocks * rows * m, across * m, kernel[0].shape[-1]), picture.dtype))
     out = lax.fori_loop(0, batch // several * blocks, one, out)
-    return unpacked(out[:, :height, :width], x.dtype)
+    return unpacked(out[:, : height * m // step, : width * m // step], x.dtype)
 
 
-def changed(matrix: Matrix, parts: Parts, sums: bool) -> Parts:
-    """`matrix` P `matrix`^T for a square P of arrays, given line by line; float32."""
+def changed(matrix: Matrix, lines: Any, column: Callable[[Any, int], Array], sums: bool) -> Parts:
+    """`matrix` P `matrix`^T for a square P of arrays, float32. The arrays of each line are what `column`
+    takes out of it. Sums are made of lines before columns are taken out of them: that is the shorter program. Without
+    sums all of P is one array."""
     if not sums:
-        stack = _stacked(parts).astype(jnp.float32)
         both = np.kron(np.array(matrix), np.array(matrix)).astype(np.float32)
-        return jnp.dot(both, stack.reshape(len(stack), -1)).reshape(-1, *stack.shape[1:])
-    size = len(matrix[0])
-    columns = [[parts[size * i + j].astype(jnp.float32) for i in range(size)] for j in range(size)]
-    lines = [[combined(row, column) for column in columns] for row in matrix]
-    return [combined(row, line) for line in lines for row in matrix]
+        stack = lines.astype(jnp.float32).reshape(both.shape[1], -1)
+        return jnp.dot(both, stack).reshape(-1, *lines.shape[2:])
+    wide = jax.tree.map(lambda part: part.astype(jnp.float32), list(lines))
+    made = [jax.tree.map(lambda *parts, row=row: combined(row, parts), *wide) for row in matrix]
+    return [combined(row, [column(line, j) for j in range(len(row))]) for line in made for row in matrix]
 
 
 def multiplied(some: Parts, others: Parts) -> Parts:
@@ -170,6 +216,14 @@ def combined(row: Sequence[float], parts: Sequence[Array]) -> Array:
     return times(common, total)
 
 
+def _square(parts: Parts) -> Any:
+    """Parts line by line."""
+    size = math.isqrt(len(parts))
+    if isinstance(parts, list):
+        return [parts[i : i + size] for i in range(0, len(parts), size)]
+    return parts.reshape(size, size, *parts.shape[1:])
+
+
 def _rows(parts: Parts) -> Parts:
     """Each part as rows of channels."""
     if isinstance(parts, list):
@@ -183,6 +237,11 @@ def _stacked(parts: Parts) -> Array:
 
 def _narrow(parts: Parts, dtype: jnp.dtype) -> Parts:
     return [part.astype(dtype) for part in parts] if isinstance(parts, list) else parts.astype(dtype)
+
+
+def _rows_of(down: int, most: int, whole: bool) -> int:
+    """How many of `down` rows of tiles a block has, at most `most`: in `whole` blocks, or in as even ones as can be."""
+    return _divisor(down, most) if whole else -(-down // -(-down // most))
 
 
 def _divisor(number: int, most: int) -> int:
