@@ -50,7 +50,7 @@ class ResnetBlock(nnx.Module):
         last = skip if skip is not x and x.shape[1] * x.shape[2] >= MANY else None
         h = self.conv1(act(self.norm1(x, last)))
         if emb is not None:
-            h = h + self.time_emb_proj(act(emb))[:, None, None]
+            h = kernels.plus(h, self.time_emb_proj(act(emb))[:, None, None])
         h = self.conv2(act(self.norm2(h)))
         return h + skip
 

@@ -38,7 +38,7 @@ class Filtered(Held):
 
     def __call__(self, x: Float[Array, "B H W I"]) -> Float[Array, "B H W O"]:
         y = kernels.filtered(x, self.layer.kernel[...])
-        return y if self.bias is None else y + self.bias[...].astype(y.dtype)
+        return y if self.bias is None else kernels.plus(y, self.bias[...])
 
 
 def is_large(layer: Any) -> TypeGuard[nnx.Conv]:

@@ -54,9 +54,32 @@ def parameter(rngs: nnx.Rngs, shape: tuple[int, ...], initializer: Initializer) 
     return nnx.Param(init(initializer)(rngs.params(), shape, jnp.float32))
 
 
+class Linear(nnx.Linear):
+    """`nnx.Linear`, which adds its bias by `kernels.plus`."""
+
+    def __call__(self, inputs: Float[Array, "*space I"]) -> Float[Array, "*space O"]:  # type: ignore[override]
+        y = nnx.Linear.__call__(_without_bias(self), inputs)
+        return y if self.bias is None else kernels.plus(y, self.bias[...])
+
+
+class Conv(nnx.Conv):
+    """`nnx.Conv`, which adds its bias by `kernels.plus`."""
+
+    def __call__(self, inputs: Float[Array, "B *space I"]) -> Float[Array, "B *space2 O"]:  # type: ignore[override]
+        y = nnx.Conv.__call__(_without_bias(self), inputs)
+        return y if self.bias is None else kernels.plus(y, self.bias[...])
+
+
+def _without_bias(layer: nnx.Linear | nnx.Conv) -> Any:
+    """The same arrays but for the bias."""
+    bare: Any = jax.tree.map(lambda a: a, layer)
+    bare.bias, bare.use_bias = None, False
+    return bare
+
+
 def linear(inputs: int, outputs: int, *, bias: bool = True, rngs: nnx.Rngs) -> nnx.Linear:
     """A dense layer."""
-    return nnx.Linear(
+    return Linear(
         inputs, outputs, use_bias=bias, kernel_init=LECUN, bias_init=ZEROS, dot_general=kernels.dot_general, rngs=rngs
     )
 
@@ -67,7 +90,7 @@ def conv(
 ) -> nnx.Conv:  # fmt: skip
     """A square convolution, padded by `size // 2` unless told otherwise. `zero` starts it at zero (a "zero
     convolution", arXiv:2302.05543, section 3.1)."""
-    return nnx.Conv(
+    return Conv(
         inputs, outputs, (size, size), strides=stride, padding=size // 2 if padding is None else padding,
         use_bias=bias, kernel_init=ZEROS if zero else LECUN, bias_init=ZEROS,
         conv_general_dilated=kernels.conv_general_dilated, rngs=rngs,

@@ -14,26 +14,14 @@ from sfumato.models.kernels import convolution, winograd
 from sfumato.models.kernels.convolution import LAST, conv_general_dilated, form, native, taps
 from sfumato.models.kernels.table import Table, using
 
+from convolutions import BOUNDS, example, gap
+
 FORMS = {"taps": taps} | {
     f"F{each.m}, {block}": functools.partial(winograd.convolve, form=each, block=block)
     for each in (winograd.F2, winograd.F4)
     for block in (2**7, 2**16)  # many blocks of tiles; several pictures a block
 }
 SHAPES = [(1, 8, 8, 5, 7), (2, 7, 9, 3, 4), (3, 1, 1, 2, 2), (1, 5, 2, 4, 3), (4, 6, 6, 16, 8), (6, 16, 16, 3, 2)]
-BOUNDS = {"float32": 1e-4, "bfloat16": 4e-2}
-
-
-def example(shape, dtype="float32"):
-    batch, height, width, inputs, outputs = shape
-    rng = np.random.default_rng(0)
-    x = rng.standard_normal((batch, height, width, inputs))
-    kernel = rng.standard_normal((3, 3, inputs, outputs)) * (9 * inputs) ** -0.5
-    return jnp.asarray(x, dtype), jnp.asarray(kernel, dtype)
-
-
-def gap(found, wanted):
-    found, wanted = (np.asarray(each, np.float32) for each in (found, wanted))
-    return np.abs(found - wanted).max() / wanted.std()
 
 
 @pytest.mark.parametrize("name", FORMS)

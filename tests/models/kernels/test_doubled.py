@@ -12,24 +12,11 @@ from sfumato.models.kernels import conv_of_doubled, twice, winograd
 from sfumato.models.kernels.convolution import native
 from sfumato.models.kernels.table import Table, using
 
-BOUNDS = {"float32": 1e-4, "bfloat16": 4e-2}
-
-
-def example(shape, dtype="float32"):
-    batch, height, width, inputs, outputs = shape
-    rng = np.random.default_rng(0)
-    x = rng.standard_normal((batch, height, width, inputs))
-    kernel = rng.standard_normal((3, 3, inputs, outputs)) * (9 * inputs) ** -0.5
-    return jnp.asarray(x, dtype), jnp.asarray(kernel, dtype)
+from convolutions import BOUNDS, example, gap
 
 
 def plain(x, kernel, bias=0.0):
     return native(jnp.kron(x, jnp.ones((1, 2, 2, 1), x.dtype)), kernel) + bias
-
-
-def gap(found, wanted):
-    found, wanted = (np.asarray(each, np.float32) for each in (found, wanted))
-    return np.abs(found - wanted).max() / wanted.std()
 
 
 @pytest.mark.parametrize("block", [2**5, 2**16], ids=["many blocks", "several pictures"])

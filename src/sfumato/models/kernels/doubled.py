@@ -9,6 +9,7 @@ from jaxtyping import Array, Float
 
 from sfumato.models.kernels import winograd
 from sfumato.models.kernels.convolution import LARGEST, LAST, SAME, block_of, conv_general_dilated, has_forms
+from sfumato.models.kernels.products import plus
 
 
 def twice(x: Float[Array, "B H W C"]) -> Float[Array, "B h w C"]:
@@ -31,15 +32,7 @@ def conv_of_doubled(
 
 def _plain(x: Array, kernel: Array, bias: Array | None) -> Array:
     y = conv_general_dilated(twice(x), kernel, (1, 1), SAME, dimension_numbers=LAST)
-    return _biased(y, bias)
-
-
-def _biased(y: Float[Array, "b h w O"], bias: Float[Array, " O"] | None) -> Float[Array, "b h w O"]:
-    """With a bias, in float32 or better: its gradient is a sum over all places."""
-    if bias is None:
-        return y
-    wide = jnp.promote_types(y.dtype, jnp.float32)
-    return (y.astype(wide) + bias.astype(wide)).astype(y.dtype)
+    return y if bias is None else plus(y, bias)
 
 
 @jax.custom_vjp
@@ -49,9 +42,10 @@ def _doubled(x: Array, kernel: Array, bias: Array | None) -> Array:
 
 
 def _on_processor(x: Array, kernel: Array, bias: Array | None) -> Array:
-    return winograd.convolve(
-        x, kernel, winograd.TWICE, block_of(x), epilogue=lambda made, first, line: _biased(made, bias)
-    )
+    def biased(made: Float[Array, "b h w O"], first: Array, line: Array) -> Float[Array, "b h w O"]:
+        return made if bias is None else plus(made, bias)
+
+    return winograd.convolve(x, kernel, winograd.TWICE, block_of(x), epilogue=biased)
 
 
 _doubled.defvjp(lambda *given: (_doubled(*given), given), lambda given, gradient: jax.vjp(_plain, *given)[1](gradient))

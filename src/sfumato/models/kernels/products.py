@@ -1,4 +1,4 @@
-"""Products of matrices."""
+"""Products of matrices, and what is added to them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array
+from jaxtyping import Array, Float
 
 from sfumato.models.kernels.table import in_use
 
@@ -33,3 +33,17 @@ def dot_general(lhs: Array, rhs: Array, dimension_numbers: Any, precision: Any =
     kwargs["preferred_element_type"] = jnp.promote_types(lhs.dtype, jnp.float32) if on_processor else lhs.dtype
     some, others = widened(lhs, rhs)
     return lax.dot_general(some, others, dimension_numbers, precision=precision, **kwargs).astype(lhs.dtype)
+
+
+@jax.custom_jvp
+def plus(x: Float[Array, "*space"], y: Float[Array, "*part"]) -> Float[Array, "*space"]:
+    """`x` and what is added to it, such as a bias, which may be the same at many places: the gradient, a sum over them,
+    is made in float32 or better. In half precision a processor's sums of ones do not get beyond a thousand."""
+    return x + y.astype(x.dtype)
+
+
+@plus.defjvp
+def _plus(primals: tuple[Array, Array], tangents: tuple[Array, Array]) -> tuple[Array, Array]:
+    x, (dx, dy) = primals[0], tangents
+    wide = jnp.promote_types(x.dtype, jnp.float32)
+    return plus(*primals), (dx.astype(wide) + dy.astype(wide)).astype(x.dtype)
