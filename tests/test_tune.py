@@ -131,14 +131,15 @@ def test_there_is_an_item_for_every_number():
 @pytest.mark.slow
 @pytest.mark.parametrize("each", ITEMS, ids=lambda each: each.number)
 def test_what_is_measured_tells_the_values_apart(each, monkeypatch):
-    """But for one: from 4096 places on blocks are small anyway, as the package has it."""
+    """But for two: from 4096 places on blocks are small anyway, as the package has it, and 512 places with many channels
+    are one block whatever its size."""
     monkeypatch.setattr(place, "_random", lambda shape, dtype, *_: jax.ShapeDtypeStruct(shape, dtype))
     made = [make() for make in each.works]
     texts = set()
     for value in VALUES[each.number]:
         with using(Table(**{each.number: value})):
             texts.add("".join(jax.jit(function).lower(*arrays).as_text() for function, arrays in made))
-    assert len(texts) == len(VALUES[each.number]) - (each.number == "bfloat16_f2_few")
+    assert len(texts) == len(VALUES[each.number]) - (each.number in ("bfloat16_f2", "bfloat16_f2_few"))
 
 
 @pytest.fixture

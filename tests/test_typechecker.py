@@ -9,17 +9,17 @@ import pytest
 from jaxtyping import TypeCheckError
 
 import typechecker
-from sfumato.models.kernels import group_norm
+from sfumato.models.kernels import twice
 from sfumato.types import Step
 
 
 @pytest.mark.parametrize("test", ["one", "the next"])
 def test_the_first_calls_of_a_function_are_checked_in_each_test(test):
-    x, scale = jnp.ones((1, 3, 4)), jnp.ones(4)
+    x = jnp.ones((1, 3, 4))  # without channels
     for _ in range(typechecker.FEW):
-        with pytest.raises(TypeCheckError, match="scale"):
-            group_norm(x, scale[None], scale, 2, 1e-5)
-    assert group_norm(x, scale[None], scale, 2, 1e-5).shape == x.shape
+        with pytest.raises(TypeCheckError, match="'x'"):
+            twice(x)
+    assert twice(x).shape == (1, 6, 8)
 
 
 def test_what_a_dataclass_is_made_of_is_checked():

@@ -24,9 +24,9 @@ def prepare(model: K) -> K:
     """A model (or ControlNet) like `model` for drawing on a processor; the one given stays as it is.
 
     The kernels of the UNet's largest convolutions, from 2^18 pairs of channels on, are changed once into the form in
-    which they are multiplied (arXiv:1509.09308), and not in every step. They take 16/9 of their memory then: 0.8 GB
-    more with SD 1.5 in bfloat16, 0.5 GB with SDXL. Pictures differ by rounding. Until the model given is let go of,
-    both are in memory.
+    which they are multiplied (arXiv:1509.09308), and not in every step; those of doubled pictures stay as they are.
+    They take 16/9 of their memory then: 0.7 GB more with SD 1.5 in bfloat16, 0.4 GB with SDXL. Pictures differ by
+    rounding. Until the model given is let go of, both are in memory.
 
     LoRAs that are merged into such layers come first; live ones may come before or after. Such a model is neither saved
     nor trained. Where jax computes on something other than a processor, and if it is prepared already, the model comes

@@ -147,9 +147,8 @@ def filtered(
         top = jnp.clip(line, 1, height - high + 1) - 1
         part = lax.dynamic_slice(picture, (first, top, zero, zero), (several, high, width, channels))
         empty = jnp.zeros((several, below + size + 1, width + 1 + right, channels), picture.dtype)
-        return lax.dynamic_update_slice(empty, treated(part, first), (zero, below + 1 + top - line, zero + 1, zero))[
-            :, below:
-        ]
+        laid = lax.dynamic_update_slice(empty, treated(part, first), (zero, below + 1 + top - line, zero + 1, zero))
+        return laid[:, below:]
 
     def lines(part: Shaped[Array, "b h w C"]) -> tuple[Any, Callable[[Any, int], Array]]:
         """The values of all tiles as `changed` takes them."""
