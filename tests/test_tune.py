@@ -131,7 +131,7 @@ def test_there_is_an_item_for_every_number():
 @pytest.mark.slow
 @pytest.mark.parametrize("each", ITEMS, ids=lambda each: each.number)
 def test_what_is_measured_tells_the_values_apart(each, monkeypatch):
-    """But for two: from 4096 places on blocks are small anyway, as the package has it, and 512 places with many channels
+    """But for two: from 4096 places on blocks are small anyway, as the package has it, and 512 places of many channels
     are one block whatever its size."""
     monkeypatch.setattr(place, "_random", lambda shape, dtype, *_: jax.ShapeDtypeStruct(shape, dtype))
     made = [make() for make in each.works]
