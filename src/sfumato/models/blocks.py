@@ -75,11 +75,11 @@ class Upsample(nnx.Module):
         self.conv = conv(channels, channels, rngs=rngs)
 
     def __call__(self, x: Float[Array, "B h w C"], size: tuple[int, int] | None = None) -> Float[Array, "B H W C"]:
-        size = size or (2 * x.shape[1], 2 * x.shape[2])
+        twice = (2 * x.shape[1], 2 * x.shape[2])
         layer = self.conv.restored(x) if isinstance(self.conv, Held) else self.conv
-        if isinstance(layer, nnx.Conv) and size == (2 * x.shape[1], 2 * x.shape[2]):
+        if isinstance(layer, nnx.Conv) and size in (None, twice):
             return kernels.conv_of_doubled(x, layer.kernel[...], None if layer.bias is None else layer.bias[...])
-        return self.conv(nearest(x, size))
+        return self.conv(nearest(x, size or twice))
 
 
 def nearest(x: Float[Array, "B h w C"], size: tuple[int, int]) -> Float[Array, "B H W C"]:

@@ -10,8 +10,9 @@ from jaxtyping import Array, Float
 
 from sfumato.models import kernels
 from sfumato.models.held import Held, with_kernel
-from sfumato.models.kernels.convolution import SAME, WEIGHTS
+from sfumato.models.kernels.convolution import WEIGHTS
 from sfumato.models.kernels.winograd import back
+from sfumato.models.layers import keeps_size
 
 LEAST = 2**18
 """Pairs of channels from which on a kernel is held so: of smaller ones the change of the basis takes little time."""
@@ -43,8 +44,7 @@ class Filtered(Held):
 
 def is_large(layer: Any) -> TypeGuard[nnx.Conv]:
     """Whether a layer is one of those that are held so."""
-    if not isinstance(layer, nnx.Conv) or layer.kernel.shape[:2] != (3, 3):
+    if not isinstance(layer, nnx.Conv) or not keeps_size(layer):
         return False
     inputs, outputs = layer.kernel.shape[2:]
-    keeps = (layer.strides, layer.padding) in ((1, 1), (1, SAME), ((1, 1), 1), ((1, 1), SAME))
-    return keeps and inputs * outputs >= LEAST and layer.kernel.dtype.name in WEIGHTS
+    return inputs * outputs >= LEAST and layer.kernel.dtype.name in WEIGHTS

@@ -19,11 +19,11 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from sfumato.models.kernels import winograd
-from sfumato.models.kernels.convolution import LARGEST, SAME, form
+from sfumato.models.kernels.convolution import LARGEST, form
 from sfumato.models.kernels.normalization import MANY, factors, moments
 from sfumato.models.kernels.packed import packed, unpacked
 from sfumato.models.kernels.winograd import Prologue
-from sfumato.models.layers import ACTIVATIONS, precise
+from sfumato.models.layers import ACTIVATIONS, keeps_size, precise
 
 Piece = Callable[[Array, Array, Sequence[int]], Float[Array, "b h w O"]]
 """Of the first picture, the first line and a shape: what is added to a piece of a result."""
@@ -40,7 +40,7 @@ def is_large(block: Any, x: Float[Array, "B H W C"]) -> bool:
 def _filtering(x: Float[Array, "B H W C"], layer: nnx.Conv) -> tuple[winograd.Form, int] | None:
     """By which form the layer's convolution is filtered and in what blocks, if it is, in whole tiles."""
     kernel, (batch, height, width, _) = layer.kernel, x.shape
-    if layer.padding not in (1, SAME) or batch * height * width * max(kernel.shape[2:]) > LARGEST:
+    if not keeps_size(layer) or batch * height * width * max(kernel.shape[2:]) > LARGEST:
         return None
     found: Any = form((batch, height, width), kernel.shape, x.dtype)
     settings = getattr(found, "keywords", {})

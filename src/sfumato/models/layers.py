@@ -97,6 +97,12 @@ def conv(
     )  # fmt: skip
 
 
+def keeps_size(layer: nnx.Conv) -> bool:
+    """Whether a convolution is one of 3 x 3 whose results are as many as its places."""
+    sides, strides, padding = layer.kernel.shape[:2], layer.strides, layer.padding
+    return sides == (3, 3) and strides in (1, (1, 1)) and padding in (1, ((1, 1), (1, 1)))
+
+
 def embed(count: int, width: int, *, rngs: nnx.Rngs) -> nnx.Embed:
     """A table of vectors, started as CLIP's (standard deviation 0.02)."""
     table = nnx.Embed(count, width, embedding_init=init(nnx.initializers.normal(0.02)), rngs=rngs)
