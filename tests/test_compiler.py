@@ -25,6 +25,12 @@ def test_this_compiler_knows_all_of_them(light, want):
     assert compiler.options(light, platform="cpu") == want
 
 
+def test_training_sums_by_another_library():
+    own = compiler.options(light=True, told=compiler.BARRIERS, own=compiler.OWN_BUT_SUMS, platform="cpu")
+    assert own == compiler.BARRIERS | compiler.OWN_BUT_SUMS
+    assert compiler.options(told=compiler.BARRIERS, own=compiler.OWN_BUT_SUMS, platform="cpu") == compiler.BARRIERS
+
+
 def test_what_a_compiler_does_not_know_is_left_out():
     unknown = {"xla_there_is_no_such_option": "1"}
     assert compiler.options(told=unknown, platform="cpu") is None

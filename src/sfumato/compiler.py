@@ -19,6 +19,9 @@ checkpointing. Ordered by memory, training takes longer (benchmarks/NOTES.md).""
 OWN_PRODUCTS = {"xla_cpu_experimental_ynn_fusion_type": ""}
 """For processors: products by the compiler's own library and none by YNNPACK, whose programs take longer to be read."""
 
+OWN_BUT_SUMS = {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_REDUCE"}
+"""The same, but sums by YNNPACK: for training, which has many and reads its program once for thousands of steps."""
+
 LIGHT = 50_000_000
 """Numbers that go into a program up to which `OWN_PRODUCTS` pays (benchmarks/NOTES.md)."""
 
@@ -29,14 +32,15 @@ def is_light(leaves: Iterable[Any]) -> bool:
 
 
 def options(
-    light: bool = False, *, told: Mapping[str, str] = LATE, platform: str | None = None
+    light: bool = False, *, told: Mapping[str, str] = LATE, own: Mapping[str, str] = OWN_PRODUCTS,
+    platform: str | None = None,
 ) -> dict[str, str] | None:  # fmt: skip
     """`compiler_options` of `jax.jit` for a program of networks, of arguments of which `is_light` says this, on devices
-    of the platform, by default the first."""
+    of the platform, by default the first. `own` is for light ones alone."""
     platform = platform or jax.default_backend()
     if platform != "cpu":
         return None
-    wished = {**told, **(OWN_PRODUCTS if light else {})}
+    wished = {**told, **(own if light else {})}
     return {name: value for name, value in wished.items() if _known(name, value)} or None
 
 

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import optax
 
 from sfumato import compiler
-from sfumato.models.kernels import inside_loop
+from sfumato.models.kernels import inside_loop, patiently
 from sfumato.types import pytree
 
 Loss = Callable[[Any, Any, Any, jax.Array], tuple[jax.Array, Mapping[str, jax.Array]]]
@@ -117,7 +117,7 @@ class Program:
 
         def train_step(leaves: Any, frozen: Any, *inputs: Any) -> tuple[list[jax.Array], dict[str, jax.Array]]:
             # So that what loops over rows can have each device loop over its own.
-            with jax.sharding.use_abstract_mesh(mesh):
+            with jax.sharding.use_abstract_mesh(mesh), patiently(light):
                 state, told = step(tree.unflatten(leaves), frozen_tree.unflatten(frozen), *inputs)
             return jax.tree.leaves(state), told
 
@@ -125,7 +125,9 @@ class Program:
         light = compiler.is_light([*self.leaves, *self.frozen])
         self.call = jax.jit(
             train_step, donate_argnums=0, out_shardings=([leaf.sharding for leaf in self.leaves], None),
-            compiler_options=compiler.options(light, told=compiler.BARRIERS, platform=platform),
+            compiler_options=compiler.options(
+                light, told=compiler.BARRIERS, own=compiler.OWN_BUT_SUMS, platform=platform
+            ),
         )  # fmt: skip
 
     def __call__(self, batch: Any, stop: jax.Array, seed: Any) -> dict[str, jax.Array]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 
 import jax
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 
 from sfumato import compiler
-from sfumato.models.kernels import convolution, winograd
+from sfumato.models.kernels import convolution, inside_loop, patiently, winograd
 from sfumato.models.kernels.convolution import LAST, conv_general_dilated, form, native, taps
 from sfumato.models.kernels.table import Table, using
 
@@ -48,10 +49,7 @@ def test_what_a_processor_computes_and_its_gradients(monkeypatch, wide, dtype, p
     x, kernel = example((*places, 96, 128), dtype)
     assert form(x.shape, kernel.shape, x.dtype) is not None
 
-    def ours(x, kernel):
-        return conv_general_dilated(x, kernel, (1, 1), [(1, 1), (1, 1)], dimension_numbers=LAST)
-
-    out, back = jax.vjp(ours, x, kernel)
+    out, back = jax.vjp(same, x, kernel)
     wide = x.astype(jnp.float32), kernel.astype(jnp.float32)
     wanted, back_wanted = jax.vjp(native, *wide)
     assert out.dtype == x.dtype
@@ -75,6 +73,69 @@ def test_strides_and_their_gradients(monkeypatch, strides, padding, size):
     wanted, own = jax.vjp(lambda *both: jax.lax.conv_general_dilated(*both, strides, padding, **settings), x, kernel)
     for found, expected in zip((out, *back(out)), (wanted, *own(out)), strict=True):
         assert gap(found, expected) < BOUNDS["float32"]
+
+
+@pytest.mark.parametrize(
+    ("dtype", "kind"), [("float32", winograd.F2), ("float32", winograd.F4), ("bfloat16", winograd.F2)]
+)  # fmt: skip
+def test_filtered_with_a_kernel_turned_round(kind, dtype):
+    x, kernel = example((2, 9, 10, 12, 20), dtype)
+    wanted = native(x, kernel[::-1, ::-1])
+    found = winograd.convolve(x, kernel.swapaxes(2, 3), kind, 2**10, around=True)
+    assert found.dtype == x.dtype
+    assert gap(found, wanted) < BOUNDS[dtype]
+
+
+def test_gradients_of_gradients_of_what_is_filtered():
+    x, kernel = example((1, 32, 32, 96, 96))
+    assert form(x.shape, kernel.shape, x.dtype) is not None
+
+    def slope(convolve):
+        def loss(x, kernel):
+            return jnp.sin(convolve(x, kernel)).sum()
+
+        def size(x, kernel):
+            return sum(jnp.cos(part).sum() for part in jax.grad(loss, (0, 1))(x, kernel))
+
+        return jax.grad(size, (0, 1))(x, kernel)
+
+    for found, wanted in zip(slope(same), slope(native), strict=True):
+        assert gap(found, wanted) < 1e-3
+
+
+def same(x, kernel):
+    return conv_general_dilated(x, kernel, (1, 1), [(1, 1), (1, 1)], dimension_numbers=LAST)
+
+
+@pytest.mark.parametrize("loop", [False, True], ids=["outside", "inside"])
+@pytest.mark.parametrize("dtype", BOUNDS)
+@pytest.mark.parametrize(("inputs", "outputs", "kind"), [(3, 8, "summed"), (8, 8, "paired"), (16, 5, "paired")])
+def test_few_channels_and_their_gradients(inputs, outputs, kind, dtype, loop):
+    x, kernel = example((2, 7, 10, inputs, outputs), dtype)
+    assert form(x.shape, kernel.shape, x.dtype) is getattr(convolution, kind)
+    assert form((2, 7, 9, inputs), kernel.shape, x.dtype) is None  # of an odd width
+    with inside_loop() if loop else contextlib.nullcontext():
+        out, back = jax.vjp(same, x, kernel)
+        gradient = jnp.cos(jnp.arange(out.size).reshape(out.shape)).astype(dtype)
+        slopes = back(gradient)
+    wide = x.astype(jnp.float32), kernel.astype(jnp.float32)
+    wanted, back_wanted = jax.vjp(native, *wide)
+    for found, expected in zip((out, *slopes), (wanted, *back_wanted(gradient.astype(jnp.float32))), strict=True):
+        assert found.dtype == x.dtype
+        assert gap(found, expected) < BOUNDS[dtype]
+
+
+def test_patience_takes_small_tiles_for_small_kernels():
+    shapes = (16, 4, 4, 192), (3, 3, 192, 64)
+    assert form(*shapes, "float32") is None
+    with patiently():
+        found = form(*shapes, "float32")
+        assert isinstance(found, functools.partial)
+        assert found.keywords == {"form": winograd.F2, "block": 2**18}
+        assert form((1, 4, 4, 192), (3, 3, 192, 64), "float32") is None
+        assert form((16, 4, 4, 192), (3, 3, 192, 63), "float32") is None
+        with patiently(False):
+            assert form(*shapes, "float32") is None
 
 
 def test_one_place_is_a_product_of_matrices():
@@ -173,9 +234,6 @@ def test_elsewhere_it_is_the_backends_own():
     """The program for another kind of device has the convolution as it was asked for."""
     x, kernel = example((1, 32, 32, 96, 96))
 
-    def call(x, kernel):
-        return conv_general_dilated(x, kernel, (1, 1), [(1, 1), (1, 1)], dimension_numbers=LAST)
-
     for platform, own in (("cuda", True), ("tpu", True), ("cpu", False)):
-        text = jax.export.export(jax.jit(call), platforms=[platform])(x, kernel).mlir_module()
+        text = jax.export.export(jax.jit(same), platforms=[platform])(x, kernel).mlir_module()
         assert ("stablehlo.convolution" in text) == own, platform

@@ -48,7 +48,7 @@ THRESHOLDS = [convolution(20, 96, 96), convolution(40, 192, 96), convolution(66,
 WIDE = [
     (kernels.attention, whole, [(1, 1100, 1, 4), (1, 490, 1, 4), (1, 490, 1, 4)]),
     (whole, whole, [(1, 20, 2, 4), (1, 30, 2, 4), (1, 30, 2, 4)]),
-    convolution(34, 96, 96), convolution(8, 4, 4),
+    convolution(34, 96, 96), convolution(9, 4, 4),
     (multiply, multiply, [(3, 20, 8), (8, 6)]),
 ]  # fmt: skip
 WORKS = {

@@ -8,7 +8,7 @@ measurements behind it.
 
 from sfumato.models.kernels.attention import attention, attention_map, weigh
 from sfumato.models.kernels.blocks import in_blocks
-from sfumato.models.kernels.convolution import conv_general_dilated, filtered, in_basis
+from sfumato.models.kernels.convolution import conv_general_dilated, filtered, in_basis, patiently
 from sfumato.models.kernels.doubled import conv_of_doubled, twice
 from sfumato.models.kernels.normalization import group_norm
 from sfumato.models.kernels.order import after
@@ -17,5 +17,5 @@ from sfumato.models.kernels.slopes import inside_loop
 
 __all__ = [
     "after", "attention", "attention_map", "conv_general_dilated", "conv_of_doubled", "dot_general", "filtered",
-    "group_norm", "in_basis", "in_blocks", "inside_loop", "plus", "twice", "weigh",
+    "group_norm", "in_basis", "in_blocks", "inside_loop", "patiently", "plus", "twice", "weigh",
 ]  # fmt: skip

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import functools
 import math
+import operator
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import jax
@@ -36,9 +38,23 @@ HEAVY, MANY = 2**18, 2**13
 """Pairs of channels and places of all pictures: with more of those and fewer of these it is the kernel that takes time
 when the basis is changed, and F4 makes four times as much of it where F2 does not make twice."""
 
+COLORS, FEW_INPUTS, FEW_OUTPUTS = 4, 16, 8
+"""Up to so many channels a convolution is made of two places at once (`paired`), from colours as sums (`summed`)."""
+
+CHANNELS, PLACES = 64, 128
+"""From how many channels and places on float32 is filtered by F2 where programs are made patiently."""
+
 WEIGHTS: Mapping[str, int] = {"float32": 2**20, "bfloat16": 0}
 """By type: from how large a kernel on, in pairs of channels, `taps` are faster than the backend's own where no other
 form is."""
+
+_patient = jax.make_user_context(False)
+
+
+def patiently(yes: bool = True) -> AbstractContextManager[None]:
+    """Inside, small kernels of float32 are filtered by F2: that is faster than F4, and takes a third longer to compile,
+    which pays where a program runs thousands of times."""
+    return _patient(yes)
 
 
 def conv_general_dilated(lhs: Array, rhs: Array, window_strides: Sequence[int], padding: Any, **kwargs: Any) -> Array:
@@ -62,6 +78,8 @@ def form(
     x: Sequence[int], kernel: Sequence[int], dtype: Any, stride: Strides = (1, 1), pads: Pads = SAME
 ) -> Convolution | None:
     """What to compute a convolution of these shapes by on a processor, None for the backend's own."""
+    if _has_few(x, kernel, stride, pads):
+        return summed if kernel[2] <= COLORS else paired
     if not has_forms(kernel, dtype):
         return None
     name, table = multiplied_in(dtype).name, in_use()
@@ -75,13 +93,22 @@ def form(
 def has_forms(kernel: Sequence[int], dtype: Any) -> bool:
     """Whether there are other forms than the backend's own for kernels of this shape."""
     known = not divided() and multiplied_in(dtype).name in WEIGHTS
-    return known and tuple(kernel[:2]) == (3, 3) and min(kernel[2:]) >= in_use().channels
+    least = CHANNELS if _patient.value else in_use().channels
+    return known and tuple(kernel[:2]) == (3, 3) and min(kernel[2:]) >= least
+
+
+def _has_few(x: Sequence[int], kernel: Sequence[int], stride: Strides, pads: Pads) -> bool:
+    """Whether a convolution is of so few channels that `paired` is faster, and of an even width."""
+    few = tuple(kernel[:2]) == (3, 3) and kernel[2] <= FEW_INPUTS and kernel[3] <= FEW_OUTPUTS
+    return few and (stride, pads) == ((1, 1), SAME) and x[2] % 2 == 0 and not divided()
 
 
 def _filterings(name: str, table: Table, pairs: int) -> tuple[tuple[int, winograd.Form, int], ...]:
     """From how many places of all pictures on which form is the fastest for a kernel of so many pairs of channels, and
     in blocks of how many values. Larger tiles are too coarse in bfloat16."""
     if name == "float32":
+        if pairs < HEAVY and _patient.value:
+            return ((PLACES, winograd.F2, table.f2_block),)
         if pairs < HEAVY or table.float32_f2 == NEVER:
             return ((table.float32_f4, winograd.F4, table.f4_block),)
         many = max(table.float32_f4, MANY)
@@ -115,6 +142,27 @@ def taps(
     rows = moved(around, x).reshape(-1, 9 * x.shape[-1])
     out = jnp.dot(rows, kernel.reshape(rows.shape[1], -1), preferred_element_type=jnp.float32)
     return out.reshape(len(x), height, width, -1).astype(dtype)
+
+
+def paired(x: Float[Array, "B H W I"], kernel: Float[Array, "3 3 I O"]) -> Float[Array, "B H W O"]:
+    """A convolution that gives two neighbours at once, as twice as many channels: with few of them it takes as long to
+    collect what is multiplied as to multiply it, and this collects two thirds as much for as many results. W is even.
+    """
+    apart = [jnp.pad(kernel, ((0, 0), (right, 1 - right), (0, 0), (0, 0))) for right in (0, 1)]
+    both = _with_gradients(None, (1, 2), SAME)(x, jnp.concatenate(apart, axis=-1))
+    return both.reshape(*x.shape[:3], -1)
+
+
+def summed(x: Float[Array, "B H W I"], kernel: Float[Array, "3 3 I O"]) -> Float[Array, "B H W O"]:
+    """A convolution as a sum of pictures, each of one channel and moved by one place at most. It is for what comes in:
+    the compiler makes what was computed before anew for each of them."""
+    (height, width), wide = x.shape[1:3], jnp.promote_types(x.dtype, jnp.float32)
+    around = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
+    terms = (
+        around[:, i : i + height, j : j + width, each, None].astype(wide) * kernel[i, j, each].astype(wide)
+        for i in range(3) for j in range(3) for each in range(x.shape[3])
+    )  # fmt: skip
+    return functools.reduce(operator.add, terms).astype(x.dtype)
 
 
 @jax.custom_vjp
@@ -185,14 +233,41 @@ def _with_gradients(other: Convolution | None, stride: Strides, pads: Pads) -> C
     def outside(x: Array, kernel: Array, gradient: Array) -> tuple[Array, Array]:
         return jax.vjp(own, x, kernel)[1](gradient)
 
+    def by_pairs(x: Array, kernel: Array, gradient: Array) -> tuple[Array, Array]:
+        return jax.vjp(paired, x, kernel)[1](gradient)
+
     def backward(saved: tuple[Array, Array], gradient: Array) -> tuple[Array, Array]:
-        here = inside if is_inside() else outside
-        at_x, at_kernel = lax.platform_dependent(*saved, gradient, cpu=here, default=outside)
+        here = by_pairs if other in (paired, summed) else inside if is_inside() else outside
         x, kernel = saved
-        if (stride, pads) == ((1, 1), SAME) and form(gradient.shape, turned(kernel).shape, x.dtype) is not None:
+        at_x, at_kernel = lax.platform_dependent(x, kernel, gradient, cpu=here, default=outside)
+        if (stride, pads) == ((1, 1), SAME):
             # The gradient by the input is a convolution, too, which may take another form.
-            at_x = conv_general_dilated(gradient, turned(kernel), stride, pads, dimension_numbers=LAST)
+            found: Any = form(gradient.shape, (*kernel.shape[:2], *kernel.shape[:1:-1]), x.dtype)
+            if getattr(found, "func", None) is winograd.convolve:
+                at_x = _around(found)(gradient, kernel)
+            elif found is not None:
+                at_x = conv_general_dilated(gradient, turned(kernel), stride, pads, dimension_numbers=LAST)
         return at_x, at_kernel
 
     convolve.defvjp(forward, backward)
+    return convolve
+
+
+@functools.cache
+def _around(form: Any) -> Convolution:
+    """The gradient of a convolution by its input by this form, filtered, on a processor, and its own gradients."""
+
+    def own(x: Array, kernel: Array) -> Array:
+        return native(x, turned(kernel))
+
+    @jax.custom_vjp
+    def convolve(x: Array, kernel: Array) -> Array:
+        return lax.platform_dependent(x, kernel, cpu=functools.partial(form, around=True), default=own)
+
+    def backward(saved: tuple[Array, Array], gradient: Array) -> tuple[Array, Array]:
+        x, kernel = saved
+        at_x, pull = jax.vjp(_with_gradients(form, (1, 1), SAME), gradient, kernel)
+        return at_x, pull(x)[1]
+
+    convolve.defvjp(lambda x, kernel: (convolve(x, kernel), (x, kernel)), backward)
     return convolve

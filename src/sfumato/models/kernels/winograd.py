@@ -89,21 +89,23 @@ it between p and n, with the kernel a, b, c, has the results a p + (b + c) s = (
 
 
 def convolve(
-    x: Float[Array, "B H W I"], kernel: Float[Array, "3 3 I O"], form: Form, block: int,
-    prologue: Prologue | None = None, epilogue: Epilogue | None = None,
-) -> Float[Array, "B h w O"]:  # fmt: skip
+    x: Float[Array, "B H W I"], kernel: Float[Array, "3 3 J O"], form: Form, block: int,
+    prologue: Prologue | None = None, epilogue: Epilogue | None = None, *, around: bool = False,
+) -> Float[Array, "B h w O2"]:  # fmt: skip
     """The convolution with a padding of 1, block by block of tiles: about `block` values, of all channels, at once.
 
     The prologue is applied to each piece of `x` that is convolved, the epilogue to each piece of the result; `x` must
-    have whole tiles for that.
+    have whole tiles for that. `around` takes the kernel turned round by half a turn, from its results to its inputs,
+    as gradients do: nothing has to be written down for that.
     """
-    moved_kernel = moved(kernel.astype(jnp.float32) * once(x), form, multiplied_in(x.dtype))
-    return filtered(x, moved_kernel, form, block, prologue, epilogue)
+    moved_kernel = moved(kernel.astype(jnp.float32) * once(x), form, multiplied_in(x.dtype), around)
+    return filtered(x, moved_kernel, form, block, prologue, epilogue, around=around)
 
 
-def moved(kernel: Float[Array, "3 3 I O"], form: Form, dtype: jnp.dtype) -> Parts:
-    """The kernel in the basis of the form."""
-    return _narrow(changed(form.kernel, kernel.astype(jnp.float32), operator.getitem, form.sums), dtype)
+def moved(kernel: Float[Array, "3 3 I O"], form: Form, dtype: jnp.dtype, around: bool = False) -> Parts:
+    """The kernel in the basis of the form; with its lines and columns from the last to the first, `around`."""
+    matrix = tuple(row[::-1] for row in form.kernel) if around else form.kernel
+    return _narrow(changed(matrix, kernel.astype(jnp.float32), operator.getitem, form.sums), dtype)
 
 
 def back(parts: Float[Array, "16 I O"]) -> Float[Array, "3 3 I O"]:
@@ -122,7 +124,7 @@ def turned(parts: Float[Array, "16 I O"]) -> Float[Array, "16 O I"]:
 
 def filtered(
     x: Float[Array, "B H W I"], kernel: Parts, form: Form, block: int,
-    prologue: Prologue | None = None, epilogue: Epilogue | None = None,
+    prologue: Prologue | None = None, epilogue: Epilogue | None = None, *, around: bool = False,
 ) -> Float[Array, "B h w O"]:  # fmt: skip
     """`convolve` with a kernel that is `moved`."""
     (batch, height, width, channels), m, step = x.shape, form.m, form.step
@@ -163,7 +165,7 @@ def filtered(
         number = jnp.asarray(number, zero.dtype)
         first, row = number // blocks * several, number % blocks * rows
         grid = changed(form.data, *lines(cut(first, row * step)), form.sums)
-        products = multiplied(_rows(_narrow(grid, within)), kernel)
+        products = multiplied(_rows(_narrow(grid, within)), kernel, around)
         made = _stacked(_narrow(changed(form.back, _square(products), operator.getitem, form.sums), x.dtype))
         made = made.reshape(m, m, several, rows, across, -1).transpose(2, 3, 0, 4, 1, 5)
         made = made.reshape(several, rows * m, across * m, -1)
@@ -171,7 +173,9 @@ def filtered(
         return lax.dynamic_update_slice(out, made, (first, row * m, zero, zero))
 
     # A place for each layer's results: of equal zeros the compiler would make one, and keep it for copies.
-    out = after(x, jnp.zeros((batch, blocks * rows * m, across * m, kernel[0].shape[-1]), picture.dtype))
+    out = after(
+        x, jnp.zeros((batch, blocks * rows * m, across * m, kernel[0].shape[-2 if around else -1]), picture.dtype)
+    )
     out = lax.fori_loop(0, batch // several * blocks, one, out)
     return unpacked(out[:, : height * m // step, : width * m // step], x.dtype)
 
@@ -189,13 +193,17 @@ def changed(matrix: Matrix, lines: Any, column: Callable[[Any, int], Array], sum
     return [combined(row, [column(line, j) for j in range(len(row))]) for line in made for row in matrix]
 
 
-def multiplied(some: Parts, others: Parts) -> Parts:
-    """The products [T, O] of matrices [T, I] and [I, O], pair by pair, float32: one by one, or stacked at once."""
+def multiplied(some: Parts, others: Parts, around: bool = False) -> Parts:
+    """The products [T, O] of matrices [T, I] and [I, O] (or, `around`, [O, I]), pair by pair, float32: one by one, or
+    stacked at once."""
     if isinstance(some, list):
+        along = (((1,), (int(around),)), ((), ()))
         return [
-            jnp.dot(one, other, preferred_element_type=jnp.float32) for one, other in zip(some, others, strict=True)
+            lax.dot_general(one, other, along, preferred_element_type=jnp.float32)
+            for one, other in zip(some, others, strict=True)
         ]
-    return lax.dot_general(some, others, (((2,), (1,)), ((0,), (0,))), preferred_element_type=jnp.float32)
+    along = (((2,), (1 + around,)), ((0,), (0,)))
+    return lax.dot_general(some, others, along, preferred_element_type=jnp.float32)
 
 
 def combined(row: Sequence[float], parts: Sequence[Array]) -> Array:
