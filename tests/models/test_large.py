@@ -55,8 +55,16 @@ def near(found, wanted, bound):
 @pytest.mark.parametrize("blocks", [{}, {"f2_block": 2**16, "f4_block": 2**16}], ids=["many blocks", "one"])
 @pytest.mark.parametrize(
     "shape",
-    [{}, {"outputs": 16}, {"time": 7}, {"shape": (1, 20, 8), "time": 3}, {"shape": (3, 12, 12), "activation": "mish"}],
-    ids=["shortcut", "no shortcut", "time", "one picture", "mish"],
+    [
+        {},
+        {"outputs": 16},
+        {"time": 7},
+        {"shape": (1, 20, 8), "time": 3},
+        {"shape": (3, 12, 12), "activation": "mish"},
+        {"inputs": 32, "outputs": 16, "time": 5},
+        {"inputs": 32, "outputs": 16, "shape": (1, 72, 8)},
+    ],
+    ids=["shortcut", "no shortcut", "time", "one picture", "mish", "half", "half, several times"],
 )
 def test_it_is_the_block(dtype, wide, blocks, shape):
     block, x, emb = example(dtype, **shape)
@@ -115,3 +123,13 @@ def test_one_array_lies_between_two_convolutions():
         analysis = run.lower(block, x).compile().memory_analysis()
     assert analysis is not None
     assert analysis.temp_size_in_bytes < 4.5 * x.nbytes  # 4.1; layer by layer 5
+
+
+def test_halved_channels_lie_where_the_picture_lay():
+    block, x, _ = example("bfloat16", (1, 256, 256), 192, 96)
+    with using(Table(bfloat16_wide=0)):
+        assert large.is_large(block, x)
+        run = jax.jit(lambda block, x: block(x + 1).sum(), compiler_options=compiler.options())
+        analysis = run.lower(block, x).compile().memory_analysis()
+    assert analysis is not None
+    assert analysis.temp_size_in_bytes < 2.2 * x.nbytes  # 2.0; layer by layer 3.0

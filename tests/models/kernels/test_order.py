@@ -9,7 +9,7 @@ import pytest
 
 from sfumato import compiler
 from sfumato.models.kernels import after, winograd
-from sfumato.models.kernels.order import once
+from sfumato.models.kernels.order import once, together
 
 
 @pytest.mark.parametrize("first", [0.0, -0.0, 2.5, -1e30, np.inf, -np.inf, np.nan])
@@ -25,6 +25,32 @@ def test_waiting_for_the_input_changes_nothing(first, weights):
 @pytest.mark.parametrize("first", [0.0, -0.0, 2.5, -1e30, np.inf, -np.inf, np.nan])
 def test_one_is_one_whatever_the_input(first, dtype):
     assert jax.jit(once)(jnp.full((1, 2), first, dtype)) == 1
+
+
+@pytest.mark.parametrize("dtype", ["float32", "uint16"])
+@pytest.mark.parametrize("first", [0.0, 2.5, np.inf, np.nan])
+def test_what_comes_together_is_what_it_was(first, dtype):
+    some, other = jnp.full((1, 2), first, dtype), jnp.arange(3)
+    for found, wanted in zip(jax.jit(together)((some, other)), (some, other), strict=True):
+        np.testing.assert_array_equal(found, wanted)
+
+
+def test_an_array_is_overwritten_where_it_lies_once_it_has_been_read_together():
+    """Otherwise the compiler copies all of it."""
+
+    def run(x):
+        def one(number, state):
+            x, above = state
+            part = jax.lax.dynamic_slice_in_dim(x, number, 1)
+            part, last = together((jnp.sin(part) + above, part))
+            return jax.lax.dynamic_update_slice_in_dim(x, part, number, 0), last
+
+        return jax.lax.fori_loop(0, 64, one, (x + 1, x[:1]))[0].sum()
+
+    x = jax.ShapeDtypeStruct((64, 2**12), jnp.float32)
+    analysis = jax.jit(run, compiler_options=compiler.options()).lower(x).compile().memory_analysis()
+    assert analysis is not None
+    assert analysis.temp_size_in_bytes < 1.2 * 64 * 2**12 * 4
 
 
 @pytest.mark.parametrize("form", [winograd.F2, winograd.F4, winograd.TWICE], ids=["F2", "F4", "TWICE"])

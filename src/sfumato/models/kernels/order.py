@@ -29,3 +29,14 @@ def once(x: Float[Array, "*space"]) -> Float32[Array, ""]:
         return (pair[0] < 0) & (pair[0] > 0)
 
     return lax.while_loop(never, lambda pair: (pair[0] + 1, pair[1] + 1), (first, jnp.float32(1)))[1]
+
+
+def together(arrays: tuple[Array, ...]) -> tuple[Array, ...]:
+    """The arrays, each only once all of them are there: what is read of an array before others are written over it.
+    They come out of a loop that never runs, as in `once`."""
+
+    def never(all: tuple[Array, ...]) -> Array:
+        first = all[0][(0,) * all[0].ndim].astype(jnp.float32)
+        return (first < 0) & (first > 0)
+
+    return lax.while_loop(never, lambda all: tuple(each + 1 for each in all), arrays)

@@ -27,7 +27,7 @@ from sfumato.models.kernels.packed import packed, unpacked
 from sfumato.models.kernels.products import multiplied_in
 
 Matrix = tuple[tuple[float, ...], ...]
-Prologue = Callable[[Float[Array, "b h w I"], Array], Float[Array, "b h w I"]]
+Prologue = Callable[[Float[Array, "b h w C"], Array], Float[Array, "b h w I"]]
 """Of a piece of a picture, and the number of the first of its pictures."""
 
 Epilogue = Callable[[Float[Array, "b h w O"], Array, Array], Float[Array, "b h w O"]]
@@ -89,7 +89,7 @@ it between p and n, with the kernel a, b, c, has the results a p + (b + c) s = (
 
 
 def convolve(
-    x: Float[Array, "B H W I"], kernel: Float[Array, "3 3 J O"], form: Form, block: int,
+    x: Float[Array, "B H W C"], kernel: Float[Array, "3 3 J O"], form: Form, block: int,
     prologue: Prologue | None = None, epilogue: Epilogue | None = None, *, around: bool = False,
 ) -> Float[Array, "B h w O2"]:  # fmt: skip
     """The convolution with a padding of 1, block by block of tiles: about `block` values, of all channels, at once.
@@ -137,7 +137,7 @@ def filtered(
     size, below, right = rows * step + 2, blocks * rows * step + 1 - height, across * step + 1 - width
     high, zero = min(size, height), jnp.uint32(0)  # without a sign: nothing is computed for places below zero
 
-    def treated(part: Shaped[Array, "b h w C"], first: Array) -> Shaped[Array, "b h w C"]:
+    def treated(part: Shaped[Array, "b h w C"], first: Array) -> Shaped[Array, "b h w D"]:
         return part if prologue is None else packed(prologue(unpacked(part, x.dtype), first))
 
     def cut(first: Array, line: Array) -> Shaped[Array, "b h w C"]:
@@ -147,9 +147,9 @@ def filtered(
             some = picture if several == batch else lax.dynamic_slice_in_dim(picture, first, several)
             return jnp.pad(treated(some, first), ((0, 0), (1, below), (1, right), (0, 0)))
         top = jnp.clip(line, 1, height - high + 1) - 1
-        part = lax.dynamic_slice(picture, (first, top, zero, zero), (several, high, width, channels))
-        empty = jnp.zeros((several, below + size + 1, width + 1 + right, channels), picture.dtype)
-        laid = lax.dynamic_update_slice(empty, treated(part, first), (zero, below + 1 + top - line, zero + 1, zero))
+        part = treated(lax.dynamic_slice(picture, (first, top, zero, zero), (several, high, width, channels)), first)
+        empty = jnp.zeros((several, below + size + 1, width + 1 + right, part.shape[-1]), picture.dtype)
+        laid = lax.dynamic_update_slice(empty, part, (zero, below + 1 + top - line, zero + 1, zero))
         return laid[:, below:]
 
     def lines(part: Shaped[Array, "b h w C"]) -> tuple[Any, Callable[[Any, int], Array]]:
