@@ -42,7 +42,8 @@ COLORS, FEW_INPUTS, FEW_OUTPUTS = 4, 16, 8
 """Up to so many channels a convolution is made of two places at once (`paired`), from colours as sums (`summed`)."""
 
 CHANNELS, PLACES = 64, 128
-"""From how many channels and places on float32 is filtered by F2 where programs are made patiently."""
+"""Where programs are made patiently: from how many channels on there are other forms, and from how many places on
+small kernels of float32 are filtered by F2."""
 
 WEIGHTS: Mapping[str, int] = {"float32": 2**20, "bfloat16": 0}
 """By type: from how large a kernel on, in pairs of channels, `taps` are faster than the backend's own where no other
