@@ -13,6 +13,8 @@ from sfumato.models import large
 from sfumato.models.blocks import ResnetBlock
 from sfumato.models.int8 import Int8
 from sfumato.models.kernels.table import Table, using
+from sfumato.models.layers import GroupNorm, conv
+from sfumato.models.vae import Decoder, VAEConfig
 
 BOUNDS = {"float32": 1e-5, "bfloat16": 1e-2}
 """By type: how far a result may be off, as a root mean square, by its own."""
@@ -75,6 +77,64 @@ def test_it_is_the_block(dtype, wide, blocks, shape):
     near(found, exact(ResnetBlock.plainly, block, x, emb), BOUNDS[dtype])
 
 
+def ending(dtype, shape=(2, 16, 12), width=16, outputs=3):
+    """Three blocks, of which the first halves the channels, a normalization, a convolution, and a picture."""
+    first, x, _ = example(dtype, shape, 2 * width, width)
+    others = [example(dtype, shape, width, width)[0] for _ in range(2)]
+    norm = GroupNorm(4, width, epsilon=1e-6, rngs=nnx.Rngs(0))
+    rest = norm, conv(width, outputs, rngs=nnx.Rngs(1))
+    rest = jax.tree.map(lambda a: (a + 0.1 * jax.random.normal(jax.random.key(2), a.shape)).astype(dtype), rest)
+    return ([first, *others], *rest), x
+
+
+@pytest.mark.parametrize("dtype", BOUNDS)
+@pytest.mark.parametrize("blocks", [{}, {"f2_block": 2**16, "f4_block": 2**16}], ids=["many blocks", "one"])
+@pytest.mark.parametrize("shape", [(2, 16, 12), (1, 72, 8)], ids=["two pictures", "several bands"])
+def test_the_end_of_a_decoder_is_its_layers(dtype, blocks, shape):
+    end, x = ending(dtype, shape)
+    with using(table(**blocks)):
+        assert large.is_end(end, x)
+        found = jax.jit(large.ended)(end, x)
+    assert found.dtype == dtype
+    near(found, exact(large._one_by_one, end, x), BOUNDS[dtype])
+
+
+def test_gradients_of_the_end():
+    end, x = ending("float32")
+    with using(table()):
+        out, pull = jax.vjp(large.ended, end, x)
+        found = pull(jnp.cos(out))
+    wanted, pull = jax.vjp(large._one_by_one, end, x)
+    for one, other in zip(*map(jax.tree.leaves, (found, pull(jnp.cos(wanted)))), strict=True):
+        near(one, other, 1e-4)
+
+
+def test_what_is_no_end():
+    (blocks, norm, last), x = ending("float32")
+    with using(table()):
+        assert large.is_end((blocks[:1], norm, last), x)
+        assert not large.is_end((blocks[::-1], norm, last), x), "the first one does not halve the channels"
+        assert not large.is_end((blocks[:1] * 2, norm, last), x), "the second one does, too"
+        assert not large.is_end((blocks, norm, Int8(last)), x)
+        assert not large.is_end((blocks, norm, conv(16, 3, 1, rngs=nnx.Rngs(0))), x)
+        assert not large.is_end((blocks, norm, last), x[:, :6])
+
+
+@pytest.mark.parametrize("remat", [False, True])
+def test_a_decoder_ends_so(monkeypatch, remat):
+    """Unless its blocks are to be computed again in the backward pass."""
+    kinds = {"down_block_types": ("DownEncoderBlock2D",) * 2, "up_block_types": ("UpDecoderBlock2D",) * 2}
+    config = VAEConfig(block_out_channels=(16, 32), norm_num_groups=4, **kinds)
+    decoder = Decoder(config, rngs=nnx.Rngs(0))
+    decoder.remat = remat
+    x, calls = jax.random.normal(jax.random.key(0), (1, 8, 8, 4)), []
+    wanted = decoder(x)
+    monkeypatch.setattr(large, "ended", lambda *given, own=large.ended: calls.append(given) or own(*given))
+    with using(table()):
+        near(decoder(x), wanted, BOUNDS["float32"])
+    assert len(calls) == (not remat)
+
+
 def test_in_half_precision_it_is_more_exact_than_layer_by_layer():
     """What is added to the result of a convolution is added before it is rounded."""
     block, x, emb = example("bfloat16", time=7)
@@ -133,3 +193,13 @@ def test_halved_channels_lie_where_the_picture_lay():
         analysis = run.lower(block, x).compile().memory_analysis()
     assert analysis is not None
     assert analysis.temp_size_in_bytes < 2.2 * x.nbytes  # 2.0; layer by layer 3.0
+
+
+def test_a_decoder_ends_where_the_picture_lay():
+    end, x = ending("float32", (1, 512, 256), 96)
+    with using(Table()):
+        assert large.is_end(end, x)
+        run = jax.jit(lambda end, x: large.ended(end, x + 1), compiler_options=compiler.options())
+        analysis = run.lower(end, x).compile().memory_analysis()
+    assert analysis is not None
+    assert analysis.temp_size_in_bytes < 1.7 * x.nbytes  # 1.6; block by block 2.1, layer by layer 2.7

@@ -12,7 +12,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from sfumato.errors import SfumatoError
-from sfumato.models import kernels
+from sfumato.models import kernels, large
 from sfumato.models.attention import maybe_remat
 from sfumato.models.blocks import Downsample, ResnetBlock, Upsample
 from sfumato.models.layers import ACTIVATIONS, GroupNorm, conv, linear, silu
@@ -222,9 +222,12 @@ class Decoder(nnx.Module):
 
     def __call__(self, x: Float[Array, "B h w Z"]) -> Float[Array, "B H W C"]:
         x = self.conv_in(x)
-        for block in (self.mid_block, *self.up_blocks):
+        for block in (self.mid_block, *self.up_blocks[:-1]):
             x = block(x, self.remat)
-        return self.conv_out(silu(self.conv_norm_out(x)))
+        end = list(self.up_blocks[-1].resnets), self.conv_norm_out, self.conv_out
+        if not self.remat and large.is_end(end, x):
+            return large.ended(end, x)
+        return self.conv_out(silu(self.conv_norm_out(self.up_blocks[-1](x, self.remat))))
 
 
 class DownBlock(nnx.Module):

@@ -86,6 +86,28 @@ def test_filtered_with_a_kernel_turned_round(kind, dtype):
     assert gap(found, wanted) < BOUNDS[dtype]
 
 
+@pytest.mark.parametrize("block", [2**7, 2**16])
+@pytest.mark.parametrize(
+    ("dtype", "kind"), [("float32", winograd.F2), ("float32", winograd.F4), ("bfloat16", winograd.F2)]
+)  # fmt: skip
+@pytest.mark.parametrize(("reads", "over"), [(0, 12), (20, 0), (20, 8)])
+def test_written_over_other_channels(kind, dtype, block, reads, over):
+    """What is read and written is some channels of the picture, and each piece is given what lies there."""
+    x, kernel = example((2, 16, 8, 32, 12), dtype)
+    kernel = kernel[:, :, :12]
+    wanted = native(x[..., reads : reads + 12], kernel) + x[..., over : over + 12]
+    run = jax.jit(
+        functools.partial(
+            winograd.convolve, form=kind, block=block, epilogue=lambda made, _, __, lying: made + lying
+        ),
+        static_argnames=("reads", "over"),
+    )  # fmt: skip
+    found = run(x, kernel, reads=reads, over=over)
+    assert gap(found[..., over : over + 12], wanted) < BOUNDS[dtype]
+    np.testing.assert_array_equal(found[..., :over], x[..., :over])
+    np.testing.assert_array_equal(found[..., over + 12 :], x[..., over + 12 :])
+
+
 def test_gradients_of_gradients_of_what_is_filtered():
     x, kernel = example((1, 32, 32, 96, 96))
     assert form(x.shape, kernel.shape, x.dtype) is not None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -42,7 +44,7 @@ def _doubled(x: Array, kernel: Array, bias: Array | None) -> Array:
 
 
 def _on_processor(x: Array, kernel: Array, bias: Array | None) -> Array:
-    def biased(made: Float[Array, "b h w O"], first: Array, line: Array) -> Float[Array, "b h w O"]:
+    def biased(made: Float[Array, "b h w O"], *_: Any) -> Float[Array, "b h w O"]:
         return made if bias is None else plus(made, bias)
 
     return winograd.convolve(x, kernel, winograd.TWICE, block_of(x), epilogue=biased)

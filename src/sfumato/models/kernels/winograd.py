@@ -22,7 +22,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Shaped
 
-from sfumato.models.kernels.order import after, once
+from sfumato.models.kernels.order import after, once, together
 from sfumato.models.kernels.packed import packed, unpacked
 from sfumato.models.kernels.products import multiplied_in
 
@@ -30,8 +30,9 @@ Matrix = tuple[tuple[float, ...], ...]
 Prologue = Callable[[Float[Array, "b h w C"], Array], Float[Array, "b h w I"]]
 """Of a piece of a picture, and the number of the first of its pictures."""
 
-Epilogue = Callable[[Float[Array, "b h w O"], Array, Array], Float[Array, "b h w O"]]
-"""Of a piece of a result, and the numbers of the first of its pictures and lines."""
+Epilogue = Callable[[Float[Array, "b h w O"], Array, Array, Any], Float[Array, "b h w O"]]
+"""Of a piece of a result, the numbers of the first of its pictures and lines, and the piece that it is written over, or
+None."""
 
 Parts = Any
 """Arrays of one shape: a list of them, or one array of them all, stacked."""
@@ -89,17 +90,21 @@ it between p and n, with the kernel a, b, c, has the results a p + (b + c) s = (
 
 
 def convolve(
-    x: Float[Array, "B H W C"], kernel: Float[Array, "3 3 J O"], form: Form, block: int,
+    x: Float[Array, "B H W C"], kernel: Float[Array, "3 3 I O"], form: Form, block: int,
     prologue: Prologue | None = None, epilogue: Epilogue | None = None, *, around: bool = False,
+    reads: int = 0, over: int | None = None,
 ) -> Float[Array, "B h w O2"]:  # fmt: skip
     """The convolution with a padding of 1, block by block of tiles: about `block` values, of all channels, at once.
 
     The prologue is applied to each piece of `x` that is convolved, the epilogue to each piece of the result; `x` must
     have whole tiles for that. `around` takes the kernel turned round by half a turn, from its results to its inputs,
     as gradients do: nothing has to be written down for that.
+
+    Of `x`, which may have more channels, it `reads` those from one on. The results are written `over` those from
+    another one on, none of which it reads, and what comes back is `x` with them. Again that takes whole tiles.
     """
     moved_kernel = moved(kernel.astype(jnp.float32) * once(x), form, multiplied_in(x.dtype), around)
-    return filtered(x, moved_kernel, form, block, prologue, epilogue, around=around)
+    return filtered(x, moved_kernel, form, block, prologue, epilogue, around=around, reads=reads, over=over)
 
 
 def moved(kernel: Float[Array, "3 3 I O"], form: Form, dtype: jnp.dtype, around: bool = False) -> Parts:
@@ -123,11 +128,13 @@ def turned(parts: Float[Array, "16 I O"]) -> Float[Array, "16 O I"]:
 
 
 def filtered(
-    x: Float[Array, "B H W I"], kernel: Parts, form: Form, block: int,
+    x: Float[Array, "B H W C"], kernel: Parts, form: Form, block: int,
     prologue: Prologue | None = None, epilogue: Epilogue | None = None, *, around: bool = False,
-) -> Float[Array, "B h w O"]:  # fmt: skip
+    reads: int = 0, over: int | None = None,
+) -> Float[Array, "B h w O2"]:  # fmt: skip
     """`convolve` with a kernel that is `moved`."""
-    (batch, height, width, channels), m, step = x.shape, form.m, form.step
+    (batch, height, width, _), m, step = x.shape, form.m, form.step
+    channels, results = kernel[0].shape[-2:][:: -1 if around else 1]
     across, down = -(-width // step), -(-height // step)
     tiles = max(block // channels, 1)
     rows = _rows_of(down, max(1, min(down, tiles // across)), whole=epilogue is not None)
@@ -140,14 +147,15 @@ def filtered(
     def treated(part: Shaped[Array, "b h w C"], first: Array) -> Shaped[Array, "b h w D"]:
         return part if prologue is None else packed(prologue(unpacked(part, x.dtype), first))
 
-    def cut(first: Array, line: Array) -> Shaped[Array, "b h w C"]:
+    def cut(picture: Shaped[Array, "B H W C"], first: Array, line: Array) -> Shaped[Array, "b h w I"]:
         """A block's lines from the one above `line` on, with zeros around the picture: of the whole picture no copy is
         made for them. Where there are many blocks, each lies in memory, and sums are not made of its place, too."""
         if blocks == 1:
             some = picture if several == batch else lax.dynamic_slice_in_dim(picture, first, several)
-            return jnp.pad(treated(some, first), ((0, 0), (1, below), (1, right), (0, 0)))
-        top = jnp.clip(line, 1, height - high + 1) - 1
-        part = treated(lax.dynamic_slice(picture, (first, top, zero, zero), (several, high, width, channels)), first)
+            some = treated(some[..., reads : reads + channels], first)
+            return jnp.pad(some, ((0, 0), (1, below), (1, right), (0, 0)))
+        top, last = jnp.clip(line, 1, height - high + 1) - 1, jnp.uint32(reads)
+        part = treated(lax.dynamic_slice(picture, (first, top, zero, last), (several, high, width, channels)), first)
         empty = jnp.zeros((several, below + size + 1, width + 1 + right, part.shape[-1]), picture.dtype)
         laid = lax.dynamic_update_slice(empty, part, (zero, below + 1 + top - line, zero + 1, zero))
         return laid[:, below:]
@@ -164,18 +172,21 @@ def filtered(
     def one(number: Array, out: Shaped[Array, "B h w O"]) -> Shaped[Array, "B h w O"]:
         number = jnp.asarray(number, zero.dtype)
         first, row = number // blocks * several, number % blocks * rows
-        grid = changed(form.data, *lines(cut(first, row * step)), form.sums)
+        grid = changed(form.data, *lines(cut(picture if over is None else out, first, row * step)), form.sums)
         products = multiplied(_rows(_narrow(grid, within)), kernel, around)
         made = _stacked(_narrow(changed(form.back, _square(products), operator.getitem, form.sums), x.dtype))
         made = made.reshape(m, m, several, rows, across, -1).transpose(2, 3, 0, 4, 1, 5)
         made = made.reshape(several, rows * m, across * m, -1)
-        made = packed(made if epilogue is None else epilogue(made, first, row * m))
-        return lax.dynamic_update_slice(out, made, (first, row * m, zero, zero))
+        place = first, row * m, zero, jnp.uint32(over or 0)
+        lying = None if over is None else unpacked(lax.dynamic_slice(out, place, made.shape), x.dtype)
+        made = packed(made if epilogue is None else epilogue(made, first, row * m, lying))
+        return lax.dynamic_update_slice(out, made if over is None else together((made,))[0], place)
 
-    # A place for each layer's results: of equal zeros the compiler would make one, and keep it for copies.
-    out = after(
-        x, jnp.zeros((batch, blocks * rows * m, across * m, kernel[0].shape[-2 if around else -1]), picture.dtype)
-    )
+    if over is None:
+        # A place for each layer's results: of equal zeros the compiler would make one, and keep it for copies.
+        out = after(x, jnp.zeros((batch, blocks * rows * m, across * m, results), picture.dtype))
+    else:
+        out = picture
     out = lax.fori_loop(0, batch // several * blocks, one, out)
     return unpacked(out[:, : height * m // step, : width * m // step], x.dtype)
 
