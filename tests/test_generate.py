@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses as dc
+import importlib
 
 import numpy as np
 import pytest
 
 import sfumato
+from sfumato import compiler, run
 from sfumato.samplers import DDIM
 
 from oracle import assert_close, to_torch
@@ -131,3 +133,26 @@ def test_a_model_says_how_many_steps_it_wants(models):
     (own,), (told,) = (sfumato.generate(quick, PROMPT, size=SIZE, **given) for given in ({}, {"steps": 2}))
     np.testing.assert_array_equal(own.array, told.array)
     assert own.metadata["settings"]["steps"] == 2
+
+
+@pytest.mark.parametrize("watched", [False, True])
+@pytest.mark.parametrize("light", [False, True])
+def test_a_large_decoder_is_compiled_when_the_sampler_works(monkeypatch, loaded, light, watched):
+    """And a small one beside the sampler."""
+    module, order = importlib.import_module("sfumato.generate"), []
+
+    def rows(*given, own=module.sample_rows):
+        for x in own(*given):
+            order.append("sampler")
+            yield x
+
+    monkeypatch.setattr(compiler, "is_light", lambda leaves: light)
+    monkeypatch.setattr(run.decode, "prepare", lambda *given: order.append("decoder") or (lambda: None))
+    monkeypatch.setattr(module, "sample", lambda *given, own=module.sample: order.append("sampler") or own(*given))
+    monkeypatch.setattr(module, "sample_rows", rows)
+    settings = {"steps": 2, "size": SIZE} | ({"progress": lambda *row: None} if watched else {})
+    assert len(sfumato.generate(loaded("sd1"), PROMPT, **settings)) == 1
+    assert order[:2] == (["decoder", "sampler"] if light else ["sampler", "decoder"])
+    order.clear()
+    sfumato.generate(loaded("sd1"), PROMPT, output="latents", **settings)
+    assert "decoder" not in order

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses as dc
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -11,8 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from sfumato import compiler, run
 from sfumato import noise as noises
-from sfumato import run
 from sfumato.branches import all_branches, check_together
 from sfumato.cache import enable_cache
 from sfumato.controls import CFG, Control, Request
@@ -189,29 +190,37 @@ class Job:
         first = int(np.argmax(steps.active))
         x = self.latents if self.handed_over else initial(rows, self.latents, clean, self.table.start_sigma, first)
         mesh = run.mesh_of(self.devices, len(plan))
-        decoded = None
-        if output != "latents" and mesh is None:
-            decoded = run.decode.prepare(model.vae, jax.ShapeDtypeStruct(x.shape, jnp.float32), self.tiled, mesh)
+        decoder = model.vae, jax.ShapeDtypeStruct(x.shape, jnp.float32), self.tiled, mesh
+        ready = functools.partial(run.decode.prepare, *decoder) if output != "latents" and mesh is None else _nothing
+        # A large program is compiled while the sampler works, so that what compiling leaves in memory is used again.
+        decoded = ready() if compiler.is_light(jax.tree.leaves(model.vae)) else None
         x = jnp.array(x) if self.progress is None else x  # `sample` takes it over
         arguments = (
             run.spread(mesh, model.unet, None), self.sampler, rows, self.controls, run.spread(mesh, x),
             run.spread(mesh, self.base), model.schedule.prediction_type, mesh,
         )  # fmt: skip
-        x = sample(*arguments) if self.progress is None else self._watched(arguments, self.progress)
+        x = sample(*arguments) if self.progress is None else self._watched(arguments, self.progress, ready)
         if output == "latents":
             return x
-        if decoded is not None:
-            decoded()
+        (decoded or ready())()
         return np.asarray(run.decode(run.spread(mesh, model.vae, None), x, self.tiled, mesh))
 
-    def _watched(self, arguments: tuple[Any, ...], progress: Progress) -> Float[Array, "B h w C"]:
+    def _watched(
+        self, arguments: tuple[Any, ...], progress: Progress, ready: Callable[[], Any]
+    ) -> Float[Array, "B h w C"]:
         total = int(np.sum(self.table.steps.active))
         x = arguments[4]
         for done, x in enumerate(sample_rows(*arguments), start=1):
+            if done == 1:
+                ready()
             x.block_until_ready()  # jax runs ahead, and a row is done when its numbers are there
             if progress(done, total, x) is False:
                 raise Cancelled(f"Cancelled after row {done} of {total}.")
         return x
+
+
+def _nothing() -> Callable[[], None]:
+    return lambda: None
 
 
 def check_model(what: str, model: Any) -> None:
