@@ -228,9 +228,7 @@ def _bordered(
     return jnp.where(inside[None, :, None, None], wide, 0)
 
 
-def _normalizing(
-    norm: Any, x: Float[Array, "B H W C"], act: Callable[[Array], Array], reads: int = 0
-) -> Prologue:  # fmt: skip
+def _normalizing(norm: Any, x: Float[Array, "B H W C"], act: Callable[[Array], Array], reads: int = 0) -> Prologue:
     """Normalization of as many channels of `x` as it is for, from one on, and activation: of a piece of them."""
     found = moments_of(x, norm.groups, reads, len(norm.scale[...]))
     mean, factor = factors(found, norm.scale[...], norm.epsilon)
