@@ -9,7 +9,7 @@ Arrays are channel-last everywhere.
 from __future__ import annotations
 
 import dataclasses as dc
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar, dataclass_transform
 
 import jax
@@ -30,8 +30,28 @@ def static(**kwargs: Any) -> Any:
 
 @dataclass_transform(frozen_default=True, field_specifiers=(dc.field, static))
 def pytree(cls: type[T]) -> type[T]:
-    """A frozen dataclass that jax can pass through its transformations; fields made by `static` are not leaves."""
-    return jax.tree_util.register_dataclass(dc.dataclass(frozen=True)(cls))
+    """A frozen dataclass that jax can pass through its transformations; fields made by `static` are not leaves.
+
+    `jax.tree_util.register_dataclass` would do, but by jaxlib 0.10.2 two such classes with as many fields have equal
+    structures, and one in sixty times a program that was compiled for the one is run for the other.
+    """
+    made: Any = dc.dataclass(frozen=True)(cls)
+    static_ones = tuple(field.name for field in dc.fields(made) if field.metadata.get("static"))
+    leaves = tuple(field.name for field in dc.fields(made) if field.name not in static_ones)
+    keys = tuple(map(jax.tree_util.GetAttrKey, leaves))
+
+    def flatten(value: T) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+        return tuple([getattr(value, name) for name in leaves]), tuple([getattr(value, name) for name in static_ones])
+
+    def with_keys(value: T) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+        children, rest = flatten(value)
+        return tuple(zip(keys, children, strict=True)), rest
+
+    def unflatten(rest: tuple[Any, ...], children: Iterable[Any]) -> T:
+        return made(**dict(zip(leaves, children, strict=True)), **dict(zip(static_ones, rest, strict=True)))
+
+    jax.tree_util.register_pytree_with_keys(made, with_keys, unflatten, flatten)
+    return made
 
 
 @pytree
