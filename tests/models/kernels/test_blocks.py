@@ -28,6 +28,8 @@ def test_blocks_are_the_whole(length):
 
 
 def test_under_a_mesh_the_rows_stay_with_their_devices():
-    with using(Table(rows=2)), jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((2,), ("data",))):
-        text = str(jax.make_jaxpr(lambda x: in_blocks(jnp.sin, x))(jnp.ones((4, 8, 2))))
+    mesh = jax.sharding.AbstractMesh((2,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    x = jnp.ones((4, 8, 2))
+    with using(Table(rows=2)), jax.sharding.use_abstract_mesh(mesh):
+        text = str(jax.make_jaxpr(lambda x: in_blocks(jnp.sin, x))(x))
     assert "platform_index" not in text

@@ -211,7 +211,8 @@ def test_what_takes_which_form():
     assert form((2, 64, 64, 4), (3, 3, 4, 320), jnp.float32) is None
     assert form((2, 64, 64, 320), (5, 5, 320, 320), jnp.float32) is None
     assert form((2, 64, 64, 320), (3, 3, 320, 320), jnp.float16) is None
-    with jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((2,), ("data",))):
+    mesh = jax.sharding.AbstractMesh((2,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    with jax.sharding.use_abstract_mesh(mesh):
         assert form((2, 64, 64, 320), (3, 3, 320, 320), jnp.float32) is None
 
 
