@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, UInt8
 
 from sfumato.controls.base import COND, UNCOND
@@ -133,8 +133,7 @@ def mesh_of(devices: Sequence[Any] | None, pictures: int) -> Mesh | None:
     """The devices that share a run, at most one a picture; None for the only one there is."""
     chosen = list(devices) if devices is not None else jax.devices()
     chosen = chosen[: max(1, min(len(chosen), pictures))]
-    several = devices is not None or len(chosen) > 1
-    return Mesh(np.array(chosen), (BATCH,), axis_types=(AxisType.Auto,)) if several else None
+    return Mesh(np.array(chosen), (BATCH,)) if devices is not None or len(chosen) > 1 else None
 
 
 def spread(mesh: Mesh | None, tree: Any, axis: int | None = 0) -> Any:

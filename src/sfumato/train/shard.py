@@ -11,7 +11,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from sfumato.errors import SfumatoError
 
@@ -35,8 +35,7 @@ def connect(address: str | None = None, processes: int | None = None, index: int
 
 def mesh_of(devices: Sequence[Any] | None = None) -> Mesh:
     """The devices that share a run (default: all devices of all processes), in one axis."""
-    chosen = jax.devices() if devices is None else list(devices)
-    return Mesh(np.array(chosen), (DATA,), axis_types=(AxisType.Auto,))
+    return Mesh(np.array(jax.devices() if devices is None else list(devices)), (DATA,))
 
 
 def spec(shape: Sequence[int], devices: int, name: str = DATA) -> PartitionSpec:
