@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from flax import nnx
-from jax import numpy as jnp
 from jaxtyping import Array, Float
 
+from sfumato.models import kernels
 from sfumato.models.attention import NO_TAPS, Maps, Taps, Transformer, above, below, maybe_remat
 from sfumato.models.blocks import Downsample, ResnetBlock, Upsample
 from sfumato.models.config import EncoderConfig, UNetConfig
@@ -127,7 +127,7 @@ class UpBlock(Level):
         """All of it, or a part of the layers of the last level, which has no upsampling."""
         maps = {}
         for i in range(len(self.resnets))[part]:
-            x = jnp.concatenate([x, skips.pop()], axis=-1)
+            x = kernels.joined(x, skips.pop())
             x, got = self.layer(i, x, emb, context, taps, remat)
             maps |= got
         if hasattr(self, "upsamplers"):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from jax import lax
 
-from sfumato.models.kernels.packed import moved, packed, unpacked
+from sfumato.models.kernels.packed import joined, moved, packed, unpacked
 
 SHAPE = (16, 8, 4)
 
@@ -67,4 +67,24 @@ def test_what_is_moved_has_its_gradients(dtype):
 def test_what_is_moved_is_not_widened():
     shape = jax.ShapeDtypeStruct(SHAPE, jnp.bfloat16)
     text = jax.jit(lambda one, other: moved(turned, one, other)).lower(shape, shape).compile().as_text()
+    assert "f32[" not in text
+
+
+@pytest.mark.parametrize("types", [("float32",) * 2, ("bfloat16",) * 2, ("float16",) * 2, ("bfloat16", "float32")])
+def test_what_is_joined_stands_side_by_side(types):
+    """As jax has it, with its gradients."""
+    rng = np.random.default_rng(0)
+    some, others = (jnp.asarray(rng.standard_normal((2, 3, width)), dtype) for width, dtype in zip((4, 5), types, strict=True))
+    wished = jnp.concatenate([some, others], axis=-1)
+    found = joined(some, others)
+    assert found.dtype == wished.dtype
+    np.testing.assert_array_equal(found, wished)
+    back = jax.grad(lambda others: (joined(some, others) ** 2).sum(dtype="float32"))(others)
+    np.testing.assert_array_equal(back, 2 * others)
+
+
+def test_what_is_joined_is_not_widened():
+    shape = jax.ShapeDtypeStruct(SHAPE, jnp.bfloat16)
+    text = jax.jit(joined).lower(shape, shape).compile().as_text()
+    assert "bf16[16,8,8]" in text
     assert "f32[" not in text

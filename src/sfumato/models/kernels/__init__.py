@@ -12,10 +12,11 @@ from sfumato.models.kernels.convolution import conv_general_dilated, filtered, i
 from sfumato.models.kernels.doubled import conv_of_doubled, twice
 from sfumato.models.kernels.normalization import group_norm
 from sfumato.models.kernels.order import after
+from sfumato.models.kernels.packed import joined
 from sfumato.models.kernels.products import dot_general, plus
 from sfumato.models.kernels.slopes import inside_loop
 
 __all__ = [
     "after", "attention", "attention_map", "conv_general_dilated", "conv_of_doubled", "dot_general", "filtered",
-    "group_norm", "in_basis", "in_blocks", "inside_loop", "patiently", "plus", "twice", "weigh",
+    "group_norm", "in_basis", "in_blocks", "inside_loop", "joined", "patiently", "plus", "twice", "weigh",
 ]  # fmt: skip

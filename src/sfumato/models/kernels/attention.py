@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Shaped
 from sfumato.models.kernels.fused import Attention, fused
 from sfumato.models.kernels.mesh import divided
 from sfumato.models.kernels.order import after
-from sfumato.models.kernels.packed import moved, packed, unpacked
+from sfumato.models.kernels.packed import joined, packed, unpacked
 from sfumato.models.kernels.products import widened
 from sfumato.models.kernels.table import in_use
 
@@ -163,8 +163,7 @@ def _scaled(q: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
 
 def _summed(v: Float[Array, "*B D"]) -> Float[Array, "*B E"]:
     """The values, and beside them what is summed up to 1 by weights that add up to 1."""
-    ones = jnp.ones((*v.shape[:-1], ONES), v.dtype)
-    return moved(lambda *parts: jnp.concatenate(parts, axis=-1), v, ones)
+    return joined(v, jnp.ones((*v.shape[:-1], ONES), v.dtype))
 
 
 def _softmax_product(

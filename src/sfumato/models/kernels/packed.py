@@ -37,3 +37,9 @@ def moved(move: Callable[..., Array], *arrays: Array) -> Array:
 @moved.defjvp
 def _moved(move: Callable[..., Array], arrays: Any, tangents: Any) -> tuple[Array, Array]:
     return moved(move, *arrays), move(*tangents)
+
+
+def joined(*arrays: Float[Array, "*space _"]) -> Float[Array, "*space C"]:
+    """The channels of one array beside those of the next, in the type that takes all of them."""
+    dtype = jnp.result_type(*arrays)
+    return moved(lambda *parts: jnp.concatenate(parts, axis=-1), *(array.astype(dtype) for array in arrays))
