@@ -74,7 +74,9 @@ def test_what_is_moved_is_not_widened():
 def test_what_is_joined_stands_side_by_side(types):
     """As jax has it, with its gradients."""
     rng = np.random.default_rng(0)
-    some, others = (jnp.asarray(rng.standard_normal((2, 3, width)), dtype) for width, dtype in zip((4, 5), types, strict=True))
+    some, others = (
+        jnp.asarray(rng.standard_normal((2, 3, width)), dtype) for width, dtype in zip((4, 5), types, strict=True)
+    )
     wished = jnp.concatenate([some, others], axis=-1)
     found = joined(some, others)
     assert found.dtype == wished.dtype
