@@ -24,6 +24,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import sfumato
 from sfumato.embedded import find
+from sfumato.train import pages
 from sfumato.train.step import Step
 from sfumato.train.task import masters
 from sfumato.types import Conditioning
@@ -103,6 +104,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--runs", type=int, default=10)
     args = parser.parse_args()
+    pages.prepare()  # as `sfumato train` does; what it has the process keep, torch has the use of, too
     found = compare(pair(args.batch), args.runs)
     print(f"a training step of {args.batch} rows: {found['ratio']:.2f} x torch: {found['ours, s']:.2f} s; "
           f"outputs {found['off']:.1e} apart")  # fmt: skip

@@ -58,6 +58,10 @@ def process() -> None:
         os._exit(status)
 
     atexit.register(leave)  # before all others, which makes it the last of them
+    if sys.argv[1:2] == ["train"]:
+        from sfumato.train import pages  # imports jax
+
+        pages.prepare()
     try:
         main()
     except SystemExit as end:

@@ -17,7 +17,7 @@ import optax
 from jax.sharding import Mesh
 
 from sfumato.errors import SfumatoError
-from sfumato.train import shard
+from sfumato.train import pages, shard
 from sfumato.train.checkpoints import Checkpoints
 from sfumato.train.metrics import Metrics
 from sfumato.train.step import STOP, Loss, Program, State, Step
@@ -119,6 +119,7 @@ def fit(
         frozen = shard.place(frozen, shard.layout(frozen, mesh, fsdp=fsdp))
         run = Run(step.compiled(state, frozen), data, mesh, saved, log, done, best)
         run.batches = _batches(data, collate)
+        stack.callback(pages.give_back)
         stopped = run.until(steps, np.uint32(seed), accumulate, save_every, on_step, _signals(stack))
         if saved is not None:
             saved.wait()

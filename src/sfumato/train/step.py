@@ -14,6 +14,7 @@ import optax
 
 from sfumato import compiler
 from sfumato.models.kernels import inside_loop, patiently
+from sfumato.train import pages
 from sfumato.types import pytree
 
 Loss = Callable[[Any, Any, Any, jax.Array], tuple[jax.Array, Mapping[str, jax.Array]]]
@@ -107,7 +108,8 @@ class Program:
     """A step as one program that overwrites the state it goes on from.
 
     Networks are taken apart once and not in every step: with the moments of its weights that takes a hundredth of a
-    second and more.
+    second and more. Where `pages` are prepared, the process keeps the memory of a small step from the
+    first one on until `pages.give_back`.
     """
 
     def __init__(self, step: Step, state: State, frozen: Any):
@@ -123,6 +125,7 @@ class Program:
 
         (platform,) = {device.platform for device in state.step.sharding.device_set}
         light = compiler.is_light([*self.leaves, *self.frozen])
+        self.keeps, self.begun = light and platform == "cpu" and pages.prepared(), False
         self.call = jax.jit(
             train_step, donate_argnums=0, out_shardings=([leaf.sharding for leaf in self.leaves], None),
             compiler_options=compiler.options(
@@ -132,7 +135,12 @@ class Program:
 
     def __call__(self, batch: Any, stop: jax.Array, seed: Any) -> dict[str, jax.Array]:
         """The metrics of a step, whose state takes the place of the last one."""
+        if self.keeps:  # What is not ready is waited for, and then computed, in another thread.
+            jax.block_until_ready((batch, stop))
         self.leaves, told = self.call(self.leaves, self.frozen, batch, stop, seed)
+        if self.keeps and not self.begun:
+            pages.keep()
+        self.begun = True
         return told
 
     def lower(self, *inputs: Any) -> jax.stages.Lowered:
