@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses as dc
 import functools
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -161,24 +161,22 @@ def begin(
 
     `changes` is `_changes`, or its function for who is in a program already.
     """
-    changed, heard = changes(unet, controls, base)
-    leaves, tree = jax.tree.flatten(controls)
-    leaves = [old if new is None else new for old, new in zip(leaves, changed, strict=True)]
+    fields, heard = changes(unet, controls, base)
+    made = tuple(dc.replace(cast(Any, control), **new) for control, new in zip(controls, fields, strict=True))
     found = all_branches(controls, base).items()
-    return jax.tree.unflatten(tree, leaves), {name: dc.replace(cond, heard=heard[name]) for name, cond in found}
+    return made, {name: dc.replace(cond, heard=heard[name]) for name, cond in found}
 
 
 @functools.partial(Kept, top=True)
 def _changes(unet: UNet, controls: tuple[Control, ...], base: Mapping[str, Conditioning]) -> tuple[list[Any], Any]:
-    """The leaves of the controls when they are ready, None for those that stay, of which jax would make copies; and
-    what is heard, by branch. Raises SfumatoError for a control that is of another form when it is ready."""
-    made = tuple(control.ready() for control in controls)
-    for control, other in zip(controls, made, strict=True):
-        if jax.tree.structure(control) != jax.tree.structure(other):
-            raise SfumatoError(f"{type(control).__name__}.ready gives what has other fields than it has itself.")
-    pairs = zip(jax.tree.leaves(controls), jax.tree.leaves(made), strict=True)
-    heard = {name: unet.hear(cond.context) for name, cond in all_branches(controls, base).items()}
-    return [None if new is old else new for old, new in pairs], heard
+    """The fields of each control that are others when it is ready, and what is heard, by branch. Raises SfumatoError
+    for fields that a control does not have."""
+    conds = all_branches(controls, base)
+    made = [control.ready(conds) for control in controls]
+    for control, new in zip(controls, made, strict=True):
+        for name in new.keys() - {field.name for field in dc.fields(cast(Any, control))}:
+            raise SfumatoError(f"{type(control).__name__}.ready gives a field {name!r}, which it does not have.")
+    return made, {name: unet.hear(cond.context) for name, cond in conds.items()}
 
 
 def start(
@@ -224,11 +222,9 @@ def active_row(
     ) -> dict[str, Prediction]:
         conds = {name: branches[name] for name in xs}
         for control, state in zip(controls, states, strict=False):  # none outside of the row's own evaluation
-            conds = control.recall(conds, step, state)
+            conds = _known(control.recall(conds, step, state), branches)
         for control in controls:
-            conds = control.condition(conds, xs, step)
-        if any(cond.context is not branches[name].context for name, cond in conds.items()):
-            conds = {name: dc.replace(cond, heard=None) for name, cond in conds.items()}  # a control has other words
+            conds = _known(control.condition(conds, xs, step), branches)
         return batched(lambda x, cond: unet(x, step.t, cond, taps), xs, conds)
 
     def x0(out: Latents, x: Latents) -> Latents:
@@ -262,6 +258,13 @@ def active_row(
     for i, control in enumerate(controls):
         x, after[i] = control.project(x, step, after[i])
     return x, memory, tuple(after)
+
+
+def _known(conds: dict[str, Conditioning], branches: Branches) -> dict[str, Conditioning]:
+    """What a control has made of the branches, without what is heard if there are other words now."""
+    if all(cond.context is branches[name].context for name, cond in conds.items()):
+        return conds
+    return {name: dc.replace(cond, heard=None) for name, cond in conds.items()}
 
 
 _traced_row = jax.jit(active_row, static_argnames=("sampler", "prediction", "asleep"))

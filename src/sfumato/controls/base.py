@@ -122,11 +122,11 @@ class Control:
         """
         return ()
 
-    def ready(self) -> Control:
+    def ready(self, conds: Mapping[str, Conditioning]) -> dict[str, Any]:
         """In a compiled program, once before all rows: what no row changes, such as what a network makes of a control
-        picture. All hooks after it are called on what comes out, `branches` on what goes in. It has the same fields,
-        only with other arrays, and those of `per_picture` have the pictures as first axis still."""
-        return self
+        picture or of the texts of all branches, as the values that fields have from then on. All hooks after it are
+        called with them, `branches` without; those of `per_picture` have the pictures as first axis still."""
+        return {}
 
     def branches(self, base: Mapping[str, Conditioning]) -> dict[str, Conditioning]:
         """Further rows of the network's batch that it needs, by name; `base` has "cond" and "uncond".

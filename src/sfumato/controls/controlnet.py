@@ -15,7 +15,7 @@ from sfumato.controls.check import number, pictures, window
 from sfumato.errors import SfumatoError
 from sfumato.model import check_fits
 from sfumato.models.controlnet import ControlNet as Net
-from sfumato.types import Conditioning, Residuals, Step, Window, pytree, static
+from sfumato.types import Conditioning, Keys, Residuals, Step, Window, pytree, static
 
 
 @pytree
@@ -32,8 +32,10 @@ class ControlNet(Control):
     scale: Float[Array, ""] | float = 1.0
     window: Window = Window()
     guess: bool = static(default=False)
+    heard: Any = None
+    """What the net makes of the texts, by branch, once it is ready."""
 
-    per_picture = frozenset({"image"})
+    per_picture = frozenset({"image", "heard"})
 
     def prepare(self, request: Request) -> ControlNet:
         if not isinstance(self.net, Net):
@@ -48,21 +50,24 @@ class ControlNet(Control):
             window=window("ControlNet", self.window),
         )  # fmt: skip
 
-    def ready(self) -> ControlNet:
-        return dc.replace(self, image=self.net.hint(self.image))
+    def ready(self, conds: Mapping[str, Conditioning]) -> dict[str, Any]:
+        heard = {name: self.net.hear(conds[name].context) for name in self._names(conds)}
+        return {"image": self.net.hint(self.image), "heard": heard}
 
     def condition(
         self, conds: dict[str, Conditioning], xs: Mapping[str, Latents], step: Step
     ) -> dict[str, Conditioning]:
-        names = [name for name in conds if not (self.guess and name == UNCOND)]
+        names = self._names(conds)
         if not names:
             return conds
+        # The branches are evaluated together: what is heard is known of all of them or of none.
+        known = self.heard is not None and all(conds[name].heard is not None for name in names)
 
         def run(x: Latents, cond: Conditioning, hint: Float[Array, "B _ _ D"]) -> Residuals:
             return self.net.residuals(x, step.t, cond, hint)
 
         def on() -> dict[str, Residuals]:
-            plain = {name: plainly(conds[name]) for name in names}
+            plain = {name: plainly(conds[name], self.heard[name] if known else None) for name in names}
             found = batched(run, {name: xs[name] for name in names}, plain, dict.fromkeys(names, self.image))
             return jax.tree.map(lambda r: r.astype(jnp.promote_types(r.dtype, jnp.float32)), found)
 
@@ -72,6 +77,10 @@ class ControlNet(Control):
         return {
             name: dc.replace(cond, residuals=self._sum(cond, found.get(name) or none)) for name, cond in conds.items()
         }
+
+    def _names(self, conds: Mapping[str, Conditioning]) -> list[str]:
+        """The branches that it adds something to."""
+        return [name for name in conds if not (self.guess and name == UNCOND)]
 
     def _sum(self, cond: Conditioning, own: Residuals) -> Residuals:
         layers = [*own.down, own.mid]
@@ -86,7 +95,8 @@ class ControlNet(Control):
         return Residuals(tuple(layers[:-1]), layers[-1])
 
 
-def plainly(cond: Conditioning) -> Conditioning:
-    """What a ControlNet sees of a conditioning: the texts, and whether only its outermost part is needed."""
+def plainly(cond: Conditioning, heard: dict[str, Keys] | None = None) -> Conditioning:
+    """What a ControlNet sees of a conditioning: the texts, or what it has `heard` of them, and whether only its
+    outermost part is needed."""
     reuse = cond.reuse and dc.replace(cond.reuse, kept=None)
-    return dc.replace(cond, channels=None, residuals=None, merging=None, heard=None, reuse=reuse)
+    return dc.replace(cond, channels=None, residuals=None, merging=None, heard=heard, reuse=reuse)

@@ -9,6 +9,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from sfumato.gate import gate
+from sfumato.models.attention import Heard
 from sfumato.models.config import ControlNetConfig
 from sfumato.models.layers import conv, silu
 from sfumato.models.unet import Encoder
@@ -73,13 +74,14 @@ class ControlNet(Encoder):
     ) -> Residuals:  # fmt: skip
         """As a call, with the `hint` of the control picture."""
         t = jnp.broadcast_to(t, x.shape[:1])
+        taps = {path: Heard(keys) for path, keys in (cond.heard or {}).items()}
         emb = self.embed(self.config, t, cond)
         h = self.conv_in(x.astype(self.dtype)) + hint
         context, layers = cond.context.astype(self.dtype), cond.reuse.layers if cond.reuse else 1
-        skips, _ = self.outside(h, emb, context, layers=layers)
+        skips, _ = self.outside(h, emb, context, taps, layers)
 
         def deep() -> tuple[list[Array], Array]:
-            return self.inside(skips[-1], emb, context, layers=layers)[:2]
+            return self.inside(skips[-1], emb, context, taps, layers)[:2]
 
         more, mid = gate(cond.reuse.full, deep) if cond.reuse else deep()
         skips = skips + more

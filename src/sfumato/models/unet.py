@@ -59,6 +59,12 @@ class Encoder(nnx.Module):
             return emb + self.add_embedding(jnp.concatenate([cond.pooled.astype(jnp.float32), sizes], axis=-1))
         return emb
 
+    def hear(self, context: Float[Array, "B L D"]) -> dict[str, Keys]:
+        """What its layers make of a text, by checkpoint path: `Conditioning.heard`, the same in every evaluation."""
+        context = context.astype(self.dtype)
+        layers = {path: module for path, module in nnx.iter_modules(self) if isinstance(module, Attention)}
+        return {".".join(map(str, path)): layer.hear(context) for path, layer in layers.items() if path[-1] == "attn2"}
+
     def encode(
         self, x: Float[Array, "B H W C"], emb: Float[Array, "B M"], context: Float[Array, "B L D"], taps: Taps = NO_TAPS
     ) -> tuple[list[Array], Array, Maps]:
@@ -172,12 +178,6 @@ class UNet(Encoder):
         for i, block in enumerate(self.up_blocks):
             visit(f"up_blocks.{i}", len(block.resnets) * hasattr(block, "attentions"), last - i)
         return tuple(paths)
-
-    def hear(self, context: Float[Array, "B L D"]) -> dict[str, Keys]:
-        """What its layers make of a text, by checkpoint path: `Conditioning.heard`, the same in every evaluation."""
-        context = context.astype(self.dtype)
-        layers = {path: module for path, module in nnx.iter_modules(self) if isinstance(module, Attention)}
-        return {".".join(map(str, path)): layer.hear(context) for path, layer in layers.items() if path[-1] == "attn2"}
 
     def level(self, path: str) -> int:
         """How many times the latents are halved at a layer, by its checkpoint path."""
